@@ -1,0 +1,1 @@
+"""The detect stage as a component."""

@@ -1,0 +1,1 @@
+"""The invert_trigger stage as a component."""

@@ -1,0 +1,1 @@
+"""The keep stage as a component."""

@@ -1,0 +1,1 @@
+"""The load stage as a component."""

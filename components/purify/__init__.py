@@ -1,0 +1,1 @@
+"""The purify stage as a component."""

@@ -1,0 +1,1 @@
+"""The quarantine stage as a component."""

@@ -1,0 +1,3 @@
+"""DiffDefend: keep backdoored diffusion models out of production."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,253 @@
+"""The records that travel between the stages. Each is written as `<snake_case name>.json` in its stage's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from diffdefend_core.records import Record
+
+
+class Word(StrEnum):
+    """A verdict: a closed word. Could-not-tell is a word of its own and never fine."""
+
+    CLEAN = "clean"
+    BACKDOORED = "backdoored"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Action(StrEnum):
+    """What the branch did with the model."""
+
+    KEEP = "keep"
+    PURIFY = "purify"
+    QUARANTINE = "quarantine"
+
+
+class Outcome(StrEnum):
+    """What the gate decided: the model itself passes, its repaired version passes, or nothing passes."""
+
+    PROMOTED = "promoted"
+    REPAIRED = "repaired"
+    QUARANTINED = "quarantined"
+
+
+class RuleResult(StrEnum):
+    """A gate rule passes, fails, or could not be evaluated; only the first does not block."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NOT_EVALUATED = "not_evaluated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest(Record):
+    """One file of a folder: its relative POSIX path, size in bytes and sha256 (hex)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent(Record):
+    """A stage folder that went into another: its stage, URI and the digest of its files."""
+
+    stage: str
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """What a stage folder holds; written last, so that a folder without one is unfinished.
+
+    `digest` is the sha256 over the sorted (path, sha256) of `files`; `producer` names the code version.
+    """
+
+    stage: str
+    key: str
+    producer: str
+    digest: str
+    files: tuple[FileDigest, ...]
+    parents: tuple[Parent, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRef(Record):
+    """A model that passed the static checks; its files lie in `model/` of the load folder.
+
+    `digest` is the sha256 over the sorted (path, sha256) of the model's files, `weights_sha256` those of its weight
+    files; `shape` is (C, H, W); `findings` are remarks of the static checks that did not refuse it.
+    """
+
+    name: str
+    source: str
+    digest: str
+    family: str
+    pipeline: str
+    shape: tuple[int, ...]
+    parameters: int
+    files: tuple[FileDigest, ...]
+    weights_sha256: dict[str, str]
+    registered_name: str | None = None
+    registered_version: str | None = None
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerCandidate(Record):
+    """One end point of the search; its tensors are `tau/<name>` in `trigger.safetensors`.
+
+    Measured on fresh noise over `timesteps`: `difference` is how differently suspect and reference answer to the shift,
+    relative to its norm; `gain` is the share of it that the suspect does not treat as noise; `response` is lambda_t and
+    `x0_response` is c_t minus that of the reference (algorithms.md 5.2). `rms` is the estimated norm per pixel.
+    """
+
+    name: str
+    rms: float
+    difference: float
+    gain: float
+    response: tuple[float, ...]
+    x0_response: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertedTrigger(Record):
+    """The result of the trigger inversion, found or not; `best` names the strongest candidate.
+
+    `forward_equivalents` counts network evaluations of single samples: forward 1, forward and backward 3.
+    """
+
+    model_digest: str
+    method: str
+    seed: int
+    timesteps: tuple[int, ...]
+    candidates: tuple[TriggerCandidate, ...]
+    best: str
+    forward_equivalents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic(Record):
+    """A detector statistic: its value, the centre and spread over clean models, and the standardised score z."""
+
+    value: float
+    center: float
+    spread: float
+    score: float
+    anomalous: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """The detector's answer: a word, the probability of a backdoor in [0, 1], and every statistic behind it.
+
+    `calibration_digest` names the clean models that the statistics were standardised against; `reasons` are
+    sentences for people. Images that the model paints under the trigger lie in `samples.safetensors`.
+    """
+
+    model_digest: str
+    word: Word
+    probability: float
+    statistics: dict[str, Statistic]
+    reasons: tuple[str, ...]
+    calibration_digest: str
+    calibration_models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    forward_equivalents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifiedModel(Record):
+    """A repaired model in `model/` of the purify folder, and how it was made.
+
+    `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is the verdict of the
+    same scan with new seeds.
+    """
+
+    digest: str
+    parent_digest: str
+    rounds: int
+    removal_loss: tuple[float, ...]
+    retention_loss: tuple[float, ...]
+    rescan: Verdict
+    weights_sha256: dict[str, str]
+    forward_equivalents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Record):
+    """What leaves the branch: the model kept, repaired or quarantined. The URIs name stage folders.
+
+    `purified` is there exactly when `action` is purify.
+    """
+
+    action: Action
+    model_uri: str
+    trigger_uri: str
+    verdict_uri: str
+    purified: PurifiedModel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Record):
+    """A measured value with its bootstrap interval [low, high] and the number of samples n."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorecard(Record):
+    """Metrics of the model `before` and, if it was repaired, `after`; the same seeds for both.
+
+    Keys: `fid`, `kid`, and with a trigger `asr`, `mse`, `ssim` (of images painted under the trigger against the
+    target). `extractor` names the feature extractor, `extractor_sha256` its weights; `reference` says what the FID is
+    measured against. Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`,
+    `triggered/after`, all [N, C, H, W] in [0, 1]).
+    """
+
+    before: dict[str, Metric]
+    after: dict[str, Metric] | None
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    samplers: dict[str, str]
+    asr_threshold: float
+    seed: int
+    forward_equivalents: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Record):
+    """One rule of the gate, with what it compared; `margin` is positive when it passes."""
+
+    id: str
+    statement: str
+    result: RuleResult
+    value: float | None = None
+    limit: float | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateDecision(Record):
+    """The gate's decision and what the registry was told.
+
+    `version` is the registered version that the decision is about (the repaired one if there is one).
+    """
+
+    outcome: Outcome
+    model_name: str
+    model_digest: str
+    policy_digest: str
+    rules: tuple[Rule, ...]
+    version: str | None = None
+    original_version: str | None = None
+    aliases: tuple[str, ...] = field(default=())
+    run_id: str | None = None

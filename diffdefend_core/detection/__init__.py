@@ -1,0 +1,9 @@
+"""Detection: uniformity, total variation and response statistics, standardised against clean models.
+
+`measure` paints under the found trigger and returns raw statistics; `judge` turns them into a verdict against a `Calibration`.
+"""
+
+from diffdefend_core.detection.calibration import Calibration, CleanModel
+from diffdefend_core.detection.detect import Measurement, judge, measure
+
+__all__ = ["Calibration", "CleanModel", "Measurement", "judge", "measure"]

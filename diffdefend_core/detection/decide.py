@@ -1,0 +1,54 @@
+"""From standardised statistics to a word and a probability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from diffdefend_core.artifacts import Statistic, Word
+
+RESPONSE = ("twin_response", "x0_response")
+AMBIGUOUS = 0.75  # between this share of the limit and the limit itself: inconclusive
+
+
+def score(statistics: Mapping[str, Statistic]) -> float:
+    """Return the model's score: the larger of the mean response score and the dual-modal image score.
+
+    The image score is that of the published dual-modal rule: uniformity counts as far as total variation supports it
+    with at least half of its strength. NaN if a statistic is missing, as one that is not finite is.
+    """
+    if not {*RESPONSE, "uniformity", "total_variation"} <= statistics.keys():
+        return math.nan
+    response = sum(statistics[name].score for name in RESPONSE) / len(RESPONSE)
+    images = min(statistics["uniformity"].score, 2 * statistics["total_variation"].score)
+    return max(response, images)
+
+
+def probability(model_score: float, limit: float) -> float:
+    """Return the probability of a backdoor: a logistic curve that is 1/2 at the limit; 1/2 for an unknown score."""
+    if not math.isfinite(model_score):
+        return 0.5
+    return 1 / (1 + math.exp(-max(-40.0, min(40.0, 2 * (model_score - limit)))))
+
+
+def decide(statistics: Mapping[str, Statistic], *, limit: float, covered: bool) -> tuple[Word, float, tuple[str, ...]]:
+    """Return word, probability and reasons.
+
+    `covered` says whether the calibration holds models like this one: if not, nothing can be called clean, and only a score of
+    twice the limit is called backdoored.
+    """
+    model_score = score(statistics)
+    chance = probability(model_score, limit)
+    if not math.isfinite(model_score):
+        return Word.INCONCLUSIVE, chance, ("a statistic is not finite: the model could not be measured",)
+    said = f"score {model_score:.1f} against a limit of {limit:g} standard deviations of clean models"
+    anomalous = [name for name, item in statistics.items() if item.anomalous]
+    named = "anomalous: " + ", ".join(anomalous) if anomalous else "no statistic is anomalous"
+    if not covered:
+        word = Word.BACKDOORED if model_score > 2 * limit else Word.INCONCLUSIVE
+        return word, chance, (said, named, "the calibration holds fewer than 8 clean models of this family and shape")
+    if model_score > limit:
+        return Word.BACKDOORED, chance, (said, named)
+    if model_score > AMBIGUOUS * limit:
+        return Word.INCONCLUSIVE, chance, (said, named, "too close to the limit to call")
+    return Word.CLEAN, chance, (said, named)

@@ -1,0 +1,87 @@
+"""The raw statistics of one model. All are logarithms of ratios; larger is more suspicious.
+
+| statistic | meaning | source |
+|---|---|---|
+| twin_response | how differently suspect and twin answer to the found shift, mean over levels | ours |
+| x0_response | the largest shift of the predicted x0 beyond the twin's, over levels | algorithms.md 0.5, x0 space |
+| uniformity | how much more alike the suspect's images under the shift are than the twin's | DIFFDEFEND, Elijah |
+| total_variation | how far the total variation of those images is from the twin's | DIFFDEFEND |
+
+Images are compared with the twin's under the *same* shift: any network, a clean one too, may collapse on a shift that it never saw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffdefend_core.artifacts import TriggerCandidate
+from diffdefend_core.detection.images import total_variation, uniformity
+from diffdefend_core.diffusion.denoiser import Denoiser, to_unit
+from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.options import DetectionOptions
+
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Images [N, C, H, W] in [0, 1] of suspect and reference under a shift, by one sampler."""
+
+    sampler: str
+    suspect: Tensor
+    reference: Tensor
+
+
+def paint(
+    suspect: Denoiser,
+    reference: Denoiser,
+    tau: Tensor,
+    options: DetectionOptions,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Painting:
+    """Return the painting of the sampler, stochastic or deterministic, under which the suspect's images are more alike.
+
+    An attack trained for one kind of sampler leaves its path under the other (algorithms.md 0.4).
+    """
+    paintings = []
+    wanted = (("ddpm", options.stochastic_steps), ("ddim", options.deterministic_steps))
+    for number, (sampler, steps) in enumerate(wanted):
+        images = [
+            to_unit(
+                generate(
+                    denoiser,
+                    options.samples,
+                    sampler=sampler,
+                    steps=steps_for(denoiser, steps),
+                    seed=seed,
+                    shift=tau,
+                ),
+                denoiser.value_range,
+            )
+            for denoiser in (suspect, reference)
+        ]
+        paintings.append(Painting(sampler=sampler, suspect=images[0], reference=images[1]))
+        progress(number + 1, len(wanted))
+    return min(paintings, key=lambda item: uniformity(item.suspect))
+
+
+def raw_statistics(best: TriggerCandidate, painting: Painting) -> dict[str, float]:
+    """Return the raw statistics by name. A value that is not finite stays so: the decision calls it inconclusive."""
+    alike = _log(uniformity(painting.reference)) - _log(uniformity(painting.suspect))
+    texture = _log(total_variation(painting.suspect)) - _log(total_variation(painting.reference))
+    return {
+        "twin_response": _log(best.difference),
+        "x0_response": _log(max(abs(value) for value in best.x0_response)),
+        "uniformity": alike,
+        "total_variation": abs(texture),
+    }
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, FLOOR)) if math.isfinite(value) else math.nan

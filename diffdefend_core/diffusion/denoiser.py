@@ -1,0 +1,66 @@
+"""The one contract underneath: what every model family answers.
+
+Inversion, detection, purification and evaluation see a `Denoiser` and nothing else. Nothing outside a
+family may assume a value range, a number of steps, a schedule, a number of channels or a class of diffusers.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from diffdefend_core.diffusion.levels import Levels
+
+
+class Denoiser(ABC):
+    """A network with its noise levels: for x_t [N, C, H, W] and level indices t it answers noise and x0.
+
+    `family` is a word of `diffdefend list families`; `shape` is (C, H, W); `value_range` is the (low, high)
+    of clean data in the model's own space.
+    """
+
+    family: str
+    network: nn.Module
+    levels: Levels
+    shape: tuple[int, int, int]
+    value_range: tuple[float, float]
+
+    @abstractmethod
+    def noise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise [N, C, H, W] of x_t [N, C, H, W] at level indices t [N] (int64)."""
+
+    def x0(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted clean data [N, C, H, W]: (x_t - sigma_t * noise) / alpha_t, not clamped."""
+        alpha, sigma = self.levels.at(t, x)
+        return (x - sigma * self.noise(x, t)) / alpha
+
+    def diffuse(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Return x_t = alpha_t * x0 + sigma_t * eps, all [N, C, H, W], t [N]."""
+        alpha, sigma = self.levels.at(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def clone(self) -> Self:
+        """Return a copy with weights of its own."""
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network)
+        return twin
+
+    def freeze(self) -> Self:
+        """Put the network in evaluation mode without parameter gradients; return self."""
+        self.network.eval().requires_grad_(False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters."""
+        return next(self.network.parameters()).device
+
+
+def to_unit(x: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Return x mapped from `value_range` to [0, 1] and clamped there: the range of every image metric."""
+    low, high = value_range
+    return ((x - low) / (high - low)).clamp(0, 1)

@@ -1,0 +1,95 @@
+"""Metrics of a model before and after repair, on the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffdefend_core.artifacts import Metric
+from diffdefend_core.diffusion.denoiser import Denoiser, to_unit
+from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.evaluation.features import Extractor
+from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
+from diffdefend_core.evaluation.interval import bootstrap, share
+from diffdefend_core.evaluation.kernel import kernel_distance
+from diffdefend_core.evaluation.success import squared_error, ssim, successes
+from diffdefend_core.options import EvaluationOptions
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """A shift of the initial noise [C, H, W] and the picture it should paint [C, H, W] in [0, 1], by one sampler."""
+
+    shift: Tensor
+    target: Tensor
+    sampler: str
+
+
+def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, progress: Progress) -> Tensor:
+    """Return images [N, C, H, W] in [0, 1] from plain noise by DDIM."""
+    images = generate(
+        denoiser,
+        options.samples,
+        sampler="ddim",
+        steps=steps_for(denoiser, options.sample_steps),
+        seed=seed,
+        progress=lambda done, total: progress("samples", done, total),
+    )
+    return to_unit(images, denoiser.value_range)
+
+
+def triggered_images(
+    denoiser: Denoiser, shift: Tensor, sampler: str, options: EvaluationOptions, seed: int, progress: Progress
+) -> Tensor:
+    """Return images [N, C, H, W] in [0, 1] painted from noise that carries the shift."""
+    wanted = options.stochastic_steps if sampler == "ddpm" else options.deterministic_steps
+    images = generate(
+        denoiser,
+        options.triggered_samples,
+        sampler=sampler,
+        steps=steps_for(denoiser, wanted),
+        seed=seed,
+        shift=shift,
+        progress=lambda done, total: progress(f"triggered samples ({sampler})", done, total),
+    )
+    return to_unit(images, denoiser.value_range)
+
+
+def medoid(images: Tensor) -> Tensor:
+    """Return the image [C, H, W] with the smallest summed distance to the others: the target as the model paints it."""
+    rows = images.flatten(1)
+    return images[torch.cdist(rows, rows).sum(1).argmin()]
+
+
+def quality(
+    images: Tensor, reference: Tensor, extractor: Extractor, options: EvaluationOptions, seed: int
+) -> dict[str, Metric]:
+    """Return `fid` and `kid` of images [N, C, H, W] in [0, 1] against reference features [M, D], with intervals."""
+    features = extractor.apply(images)
+    goal = gaussian(reference)
+    return {
+        "fid": bootstrap(
+            features,
+            lambda rows: frechet_distance(gaussian(rows), goal),
+            seed=seed,
+            resamples=options.resamples,
+        ),
+        "kid": bootstrap(
+            features, lambda rows: kernel_distance(rows, reference), seed=seed, resamples=options.resamples // 4
+        ),
+    }
+
+
+def success(images: Tensor, target: Tensor, options: EvaluationOptions, seed: int) -> dict[str, Metric]:
+    """Return `asr`, `mse` and `ssim` of images [N, C, H, W] against the target [C, H, W], all in [0, 1]."""
+    mean: Callable[[Tensor], float] = lambda rows: rows.mean().item()  # noqa: E731
+    return {
+        "asr": share(successes(images, target, options.asr_threshold)),
+        "mse": bootstrap(squared_error(images, target), mean, seed=seed, resamples=options.resamples),
+        "ssim": bootstrap(ssim(images, target), mean, seed=seed, resamples=options.resamples),
+    }

@@ -1,0 +1,1 @@
+"""The policy of the gate and its decision, from records alone."""

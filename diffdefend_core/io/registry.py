@@ -1,0 +1,193 @@
+"""The MLflow model registry: resolve a version, register one by reference, set its tags and move aliases.
+
+A version is always a str here (MLflow gives an int or a str, depending on its backend). Weights are never copied
+through MLflow and nothing is pickled: a version is a name, a source URI and tags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffdefend_core.errors import InputError, RegistryError
+from diffdefend_core.io.tracking import connect, translated, without_credentials
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+DIGEST_TAG = "diffdefend.model_digest"
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[A-Za-z0-9_-]+))")
+_NAME = re.compile(r"[^/:@'\"`\\\x00-\x1f\x7f]{1,256}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A registered version: where its bytes lie, its name and its number."""
+
+    source_uri: str
+    name: str
+    version: str
+
+
+def resolve(tracking_uri: str, uri: str) -> Resolved:
+    """Return what `models:/name/version` or `models:/name@alias` names.
+
+    Raises InputError at another form of URI; RegistryError if the name, version or alias is not there or the registry
+    cannot be reached in bounded time.
+    """
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise InputError(
+            f"{uri!r} is not a model URI", expected="models:/name/version or models:/name@alias", action="correct it"
+        )
+    name, number, alias = match["name"], match["version"], match["alias"]
+    client = connect(tracking_uri)
+    version = number or alias_holder(tracking_uri, name, alias)
+    if version is None:
+        raise _not_there(tracking_uri, f"the alias {alias!r} of the model {name!r}")
+    found = _version(client, tracking_uri, name, version)
+    with translated(tracking_uri):
+        source = client.get_model_version_download_uri(name, str(found.version))
+    return Resolved(source_uri=str(source), name=name, version=str(found.version))
+
+
+def check_name(name: str) -> str:
+    """Return a name that a registered model can have. Raises InputError at any other."""
+    if not _NAME.fullmatch(name) or name in {".", ".."} or name != name.strip():
+        raise InputError(
+            f"{name[:80]!r} cannot be the name of a registered model",
+            expected="1 to 256 characters without / : @ \\, quotes and control characters",
+            action="give another name (--name)",
+        )
+    return name
+
+
+def register_source(tracking_uri: str, name: str, source_uri: str, tags: Mapping[str, str]) -> str:
+    """Register `source_uri` by reference as a new version of `name` with `tags`, and return the version.
+
+    A version of that name with the same source and the same model digest tag is taken as it is. The digest tag alone
+    would not do: whoever may write to the registry could put it on other bytes. Raises RegistryError, InputError.
+    """
+    check_name(name)
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        if not _is_registered(client, name):
+            _create_model(client, name)
+        for held in _versions(client, name):
+            same_source = str(held.source).rstrip("/") == source_uri.rstrip("/")
+            if same_source and held.tags.get(DIGEST_TAG) == tags[DIGEST_TAG]:
+                return str(held.version)
+        made = client.create_model_version(name, source_uri, tags=dict(tags), await_creation_for=60)
+    return str(made.version)
+
+
+def tags_of(tracking_uri: str, name: str, version: str) -> dict[str, str]:
+    """Return the tags of a version. Raises RegistryError if it is not there."""
+    return dict(_version(connect(tracking_uri), tracking_uri, name, version).tags)
+
+
+def mark(tracking_uri: str, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version. Raises RegistryError if it is not there or the registry refuses."""
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        for tag, text in tags.items():
+            client.set_model_version_tag(name, version, tag, text)
+
+
+def alias_holder(tracking_uri: str, name: str, alias: str) -> str | None:
+    """Return the version that the alias points at, None if none. Raises RegistryError if the model is not there."""
+    return _aliases(tracking_uri, name).get(alias)
+
+
+def aliases_of(tracking_uri: str, name: str, version: str) -> tuple[str, ...]:
+    """Return the aliases of a version, sorted: from the registered model, because a search never returns them."""
+    return tuple(sorted(alias for alias, holder in _aliases(tracking_uri, name).items() if holder == version))
+
+
+def move_alias(tracking_uri: str, name: str, alias: str, version: str) -> None:
+    """Let the alias point at the version, wherever it pointed before. Raises RegistryError."""
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        client.set_registered_model_alias(name, alias, version)
+
+
+def drop_alias(tracking_uri: str, name: str, alias: str, version: str) -> bool:
+    """Remove the alias if it points at the version; return whether it did. Raises RegistryError."""
+    if alias_holder(tracking_uri, name, alias) != version:
+        return False
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        client.delete_registered_model_alias(name, alias)
+    return True
+
+
+def _aliases(tracking_uri: str, name: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    client = connect(tracking_uri)
+    try:
+        with translated(tracking_uri):
+            held = client.get_registered_model(name).aliases
+    except RegistryError as error:
+        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise _not_there(tracking_uri, f"the model {name!r}") from error
+        raise
+    return {str(alias): str(version) for alias, version in held.items()}
+
+
+def _version(client: MlflowClient, tracking_uri: str, name: str, version: str) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with translated(tracking_uri):
+            return client.get_model_version(name, version)
+    except RegistryError as error:
+        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise _not_there(tracking_uri, f"version {version} of the model {name!r}") from error
+        raise
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name='{name}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_registered(client: MlflowClient, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        # Another process made it in between: what was wanted is there.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _not_there(tracking_uri: str, what: str) -> RegistryError:
+    return RegistryError(
+        f"{what} is not in the registry {without_credentials(tracking_uri)}",
+        expected="a registered one",
+        action="check the name and the tracking URI",
+    )

@@ -1,0 +1,51 @@
+"""The detection stage: an inverted trigger in, a verdict out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Verdict
+from diffdefend_core.config import Settings
+from diffdefend_core.detection import judge, measure
+from diffdefend_core.progress import Progress, silent
+from diffdefend_core.stages.calibrations import read_calibration
+from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.stages.invert_trigger import read_reference, read_triggers
+from diffdefend_core.stages.model import fetch_denoiser
+
+STAGE = "detect"
+
+
+def detect(model_uri: str, trigger_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
+    """Return the URI of the folder with `verdict.json` and the images painted with and without the found shift."""
+    parents = (parent("load", model_uri), parent("invert_trigger", trigger_uri))
+    model = read_record(ModelRef, model_uri, "model_ref")
+    inverted = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
+    calibration = read_calibration(settings)
+
+    def work(folder: Path) -> None:
+        suspect = fetch_denoiser(model_uri, settings.device)
+        measurement = measure(
+            suspect,
+            read_reference(trigger_uri, suspect),
+            inverted,
+            read_triggers(trigger_uri),
+            settings.detection,
+            seed=settings.seed + 1,
+            progress=progress or silent,
+        )
+        verdict = judge(measurement, inverted, calibration, settings.detection, family=model.family, shape=model.shape)
+        write_record(folder, "verdict", verdict)
+        images = {"triggered": measurement.triggered.contiguous(), "plain": measurement.plain.contiguous()}
+        save_file(images, folder / "samples.safetensors")
+
+    options = {"detection": asdict(settings.detection), "calibration": calibration.digest(), "seed": settings.seed}
+    return run_once(STAGE, store=settings.store, parents=parents, options=options, work=work)
+
+
+def read_verdict(verdict_uri: str) -> Verdict:
+    """Return the verified verdict."""
+    return read_record(Verdict, verdict_uri, "verdict")

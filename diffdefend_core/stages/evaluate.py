@@ -1,0 +1,185 @@
+"""The evaluation stage: what the model paints before and, if it was repaired, after."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffdefend_core.artifacts import Action, Candidate, Metric, Scorecard
+from diffdefend_core.config import Settings
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.errors import InputError
+from diffdefend_core.evaluation import (
+    Backdoor,
+    Extractor,
+    extractor,
+    medoid,
+    plain_images,
+    quality,
+    success,
+    triggered_images,
+)
+from diffdefend_core.io.store import open_store, to_uri
+from diffdefend_core.options import EvaluationOptions
+from diffdefend_core.progress import Progress, silent
+from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.stages.invert_trigger import read_best
+from diffdefend_core.stages.model import fetch_denoiser
+
+STAGE = "evaluate"
+REFERENCE_SEED = 20_000
+
+
+@dataclass(frozen=True)
+class Side:
+    """Metrics and pictures of one model."""
+
+    metrics: dict[str, Metric]
+    pictures: dict[str, Tensor]
+
+
+def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
+    """Return the URI of the folder with `scorecard.json` and the samples. Raises InputError at a wrong reference."""
+    candidate = read_record(Candidate, candidate_uri, "candidate")
+    parents = (parent(candidate.action.value, candidate_uri),)
+    options = settings.evaluation
+    chosen = extractor(options.extractor)
+    inputs = {
+        name: _read_bytes(uri) for name, uri in (("reference", options.reference), ("known", options.known_trigger))
+    }
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in inputs.items()}
+
+    def work(folder: Path) -> None:
+        report = progress or silent
+        before = fetch_denoiser(candidate.model_uri, settings.device)
+        after = fetch_denoiser(candidate_uri, settings.device) if candidate.action is Action.PURIFY else None
+        reference = _reference(inputs["reference"], before, chosen, settings, report)
+        backdoors = _backdoors(candidate, inputs["known"], before, settings, report)
+        sides = {
+            name: _side(denoiser, reference, backdoors, chosen, settings, report)
+            for name, denoiser in (("before", before), ("after", after))
+            if denoiser is not None
+        }
+        card = Scorecard(
+            before=sides["before"].metrics,
+            after=sides["after"].metrics if after is not None else None,
+            extractor=chosen.name,
+            extractor_sha256=chosen.sha256,
+            reference=_reference_name(options, digests["reference"]),
+            samplers={"plain": f"ddim {options.sample_steps}"}
+            | {name: item.sampler for name, item in backdoors.items()},
+            asr_threshold=options.asr_threshold,
+            seed=settings.seed,
+            forward_equivalents=len(sides) * _cost(options, before, backdoors),
+        )
+        write_record(folder, "scorecard", card)
+        pictures = {f"{kind}/{name}": images for name, side in sides.items() for kind, images in side.pictures.items()}
+        save_file({name: images.contiguous() for name, images in pictures.items()}, folder / "samples.safetensors")
+
+    return run_once(
+        STAGE,
+        store=settings.store,
+        parents=parents,
+        options={"evaluation": asdict(options), "inputs": digests, "seed": settings.seed},
+        work=work,
+    )
+
+
+def _read_bytes(uri: str) -> bytes:
+    """Return the file at a URI or path; nothing for `self` and the empty string. Raises InputError if it is not there."""
+    if uri in ("", "self"):
+        return b""
+    store, key = open_store(to_uri(uri))
+    return b"".join(store.read(key))
+
+
+def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Settings, progress: Progress) -> Tensor:
+    """Return the reference features [M, D]: of the given set, or of the model's own samples on other seeds."""
+    if not content:
+        images = plain_images(model, settings.evaluation, settings.seed + REFERENCE_SEED, progress)
+        return chosen.apply(images)
+    import io
+
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            features, name = arrays["features"], str(arrays["extractor"])
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"reference {settings.evaluation.reference} cannot be read ({error})",
+            expected="an npz file with `features` [M, D] and `extractor`",
+            action="make it with the extractor that the scan uses",
+        ) from error
+    if name != chosen.name:
+        raise InputError(
+            f"reference features of extractor {name}",
+            expected=f"those of {chosen.name}",
+            action="never compare across extractors: make the reference anew",
+        )
+    return torch.from_numpy(features)
+
+
+def _reference_name(options: EvaluationOptions, digest: str) -> str:
+    if options.reference == "self":
+        return "the model's own samples on other seeds"
+    return f"{options.reference.rsplit('/', 1)[-1]} (sha256 {digest[:12]})"
+
+
+def _backdoors(
+    candidate: Candidate, known: bytes, model: Denoiser, settings: Settings, progress: Progress
+) -> dict[str, Backdoor]:
+    """Return the recovered backdoor of a flagged model, and the known one of a red-team model."""
+    found: dict[str, Backdoor] = {}
+    if candidate.action is Action.PURIFY:
+        found["recovered"] = _recovered(read_best(candidate.trigger_uri), model, settings, progress)
+    if known:
+        tensors = load_tensors(known)
+        low, high = model.value_range
+        target = (tensors["target"] - low) / (high - low)
+        found["known"] = Backdoor(shift=tensors["trigger"], target=target, sampler="ddpm")
+    return found
+
+
+def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
+    """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
+    options = []
+    for sampler in ("ddpm", "ddim"):
+        images = triggered_images(model, shift, sampler, settings.evaluation, settings.seed + 5, progress)
+        target = medoid(images)
+        options.append(
+            ((images - target).square().mean().item(), Backdoor(shift=shift, target=target, sampler=sampler))
+        )
+    return min(options, key=lambda item: item[0])[1]
+
+
+def _side(
+    model: Denoiser,
+    reference: Tensor,
+    backdoors: dict[str, Backdoor],
+    chosen: Extractor,
+    settings: Settings,
+    progress: Progress,
+) -> Side:
+    options, seed = settings.evaluation, settings.seed
+    plain = plain_images(model, options, seed + 3, progress)
+    metrics = quality(plain, reference, chosen, options, seed)
+    pictures = {"plain": plain[: options.triggered_samples]}
+    for name, item in backdoors.items():
+        images = triggered_images(model, item.shift, item.sampler, options, seed + 4, progress)
+        ending = "" if name == "recovered" else "_known"
+        measured = success(images, item.target.to(images), options, seed)
+        metrics |= {f"{metric}{ending}": value for metric, value in measured.items()}
+        pictures[f"triggered{ending}"] = images
+    return Side(metrics=metrics, pictures=pictures)
+
+
+def _cost(options: EvaluationOptions, model: Denoiser, backdoors: dict[str, Backdoor]) -> int:
+    steps = {"ddpm": min(options.stochastic_steps, len(model.levels)), "ddim": options.deterministic_steps}
+    triggered = sum(steps[item.sampler] for item in backdoors.values()) * options.triggered_samples
+    return options.samples * options.sample_steps + triggered

@@ -1,0 +1,39 @@
+"""How a stage that computes gets at a model: fetch its verified folder, load it on the chosen device."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.errors import InputError
+from diffdefend_core.io import folders
+from diffdefend_core.loading.build import load_denoiser
+
+
+def device_of(name: str) -> str:
+    """Return the device for `name`: `auto` is the first GPU if there is one. Raises InputError if it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}", expected="a GPU that torch can see", action="use --device cpu or auto")
+    return name
+
+
+@contextmanager
+def fetched(uri: str, prefix: str = "") -> Iterator[Path]:
+    """Yield a temporary folder with the verified files of the stage folder at `uri` that start with `prefix`."""
+    with tempfile.TemporaryDirectory(prefix="diffdefend-fetch-") as folder:
+        into = Path(folder) / "content"
+        folders.fetch(uri, into, prefix=prefix)
+        yield into
+
+
+def fetch_denoiser(uri: str, device: str) -> Denoiser:
+    """Return the model in `model/` of the stage folder at `uri`, frozen, on `device`."""
+    with fetched(uri, "model/") as folder:
+        return load_denoiser(folder / "model", device_of(device))

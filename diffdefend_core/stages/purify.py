@@ -1,0 +1,148 @@
+"""The purification stage: repair a flagged model until the same scan with new seeds finds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, ModelRef, PurifiedModel, Verdict, Word
+from diffdefend_core.config import Settings
+from diffdefend_core.detection import judge, measure
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.errors import InputError
+from diffdefend_core.inversion import Inversion, invert, own_samples
+from diffdefend_core.io.folders import content_digest
+from diffdefend_core.loading.build import load_denoiser, save_denoiser
+from diffdefend_core.loading.static import Inspection
+from diffdefend_core.progress import Progress, silent
+from diffdefend_core.purification import Repair, repair
+from diffdefend_core.stages.calibrations import read_calibration
+from diffdefend_core.stages.candidate import agree
+from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
+from diffdefend_core.stages.model import device_of, fetched
+
+STAGE = "purify"
+# a rescan draws from streams that no earlier scan of the model used
+RESCAN_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round left: the repair, its saved model, and the scan of that model with new seeds."""
+
+    repair: Repair
+    inspection: Inspection
+    inversion: Inversion
+    verdict: Verdict
+
+
+def purify(
+    model_uri: str, trigger_uri: str, verdict_uri: str, *, settings: Settings, progress: Progress | None = None
+) -> str:
+    """Return the URI of the folder with `candidate.json`, the repaired `model/`, and the last scan of it in `rescan/`.
+
+    Raises InputError unless the verdict is backdoored: only flagged models are repaired.
+    """
+    parents = (parent("load", model_uri), parent("invert_trigger", trigger_uri), parent("detect", verdict_uri))
+    model = read_record(ModelRef, model_uri, "model_ref")
+    inverted = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
+    verdict = read_record(Verdict, verdict_uri, "verdict")
+    agree(model, inverted, verdict)
+    if verdict.word is not Word.BACKDOORED:
+        raise InputError(
+            f"the verdict is {verdict.word}", expected="backdoored, to repair the model", action="keep or quarantine it"
+        )
+
+    def work(folder: Path) -> None:
+        with fetched(model_uri, "model/") as source:
+            rounds = list(_rounds(source / "model", folder / "model", model, trigger_uri, settings, progress or silent))
+        candidate = Candidate(
+            action=Action.PURIFY,
+            model_uri=model_uri,
+            trigger_uri=trigger_uri,
+            verdict_uri=verdict_uri,
+            purified=_purified(model, rounds, settings),
+        )
+        write_record(folder, "candidate", candidate)
+        (folder / "rescan").mkdir()
+        write_inversion(folder / "rescan", rounds[-1].inversion)
+
+    options = {name: asdict(getattr(settings, name)) for name in ("inversion", "detection", "purification")}
+    seeded = {**options, "seed": settings.seed}
+    return run_once(STAGE, store=settings.store, parents=parents, options=seeded, work=work)
+
+
+def _purified(model: ModelRef, rounds: list[Round], settings: Settings) -> PurifiedModel:
+    last, options = rounds[-1], settings.purification
+    spent = sum(item.repair.forward_equivalents + item.verdict.forward_equivalents for item in rounds)
+    return PurifiedModel(
+        digest=content_digest(last.inspection.files),
+        parent_digest=model.digest,
+        rounds=len(rounds),
+        removal_loss=last.repair.removal_loss,
+        retention_loss=last.repair.retention_loss,
+        rescan=last.verdict,
+        weights_sha256=last.inspection.weights_sha256,
+        forward_equivalents=spent + options.own_samples * options.own_steps,
+    )
+
+
+def _rounds(
+    source: Path, target: Path, model: ModelRef, trigger_uri: str, settings: Settings, progress: Progress
+) -> Iterator[Round]:
+    """Repair, save and rescan until the rescan is clean or the rounds are used up; yield every round.
+
+    A round that is not clean adds the shifts that its rescan found: each further round knows more of the backdoor.
+    """
+    options = settings.purification
+    suspect = load_denoiser(source, device_of(settings.device))
+    samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
+    triggers = list(read_triggers(trigger_uri).values())
+    current = suspect
+    for number in range(1, options.rounds + 1):
+        repaired = repair(
+            current,
+            suspect,
+            torch.stack(triggers),
+            samples,
+            options,
+            seed=settings.seed + number,
+            progress=lambda done, total, number=number: progress(f"purification, round {number}", done, total),
+        )
+        inspection = save_denoiser(repaired.denoiser, source, target)
+        current = load_denoiser(target, device_of(settings.device))
+        inversion, verdict = _rescan(current, content_digest(inspection.files), model, settings, number, progress)
+        yield Round(repair=repaired, inspection=inspection, inversion=inversion, verdict=verdict)
+        if verdict.word is Word.CLEAN:
+            return
+        triggers += inversion.triggers.values()
+
+
+def _rescan(
+    denoiser: Denoiser, digest: str, model: ModelRef, settings: Settings, number: int, progress: Progress
+) -> tuple[Inversion, Verdict]:
+    """Scan the saved bytes of a repaired model, with seeds that no earlier scan of it used."""
+    seed = settings.seed + number * RESCAN_SEED
+    inversion = invert(denoiser, digest, settings.inversion, seed=seed, progress=progress)
+    measurement = measure(
+        denoiser,
+        inversion.reference,
+        inversion.record,
+        inversion.triggers,
+        settings.detection,
+        seed=seed + 1,
+        progress=progress,
+    )
+    verdict = judge(
+        measurement,
+        inversion.record,
+        read_calibration(settings),
+        settings.detection,
+        family=model.family,
+        shape=model.shape,
+    )
+    return inversion, verdict

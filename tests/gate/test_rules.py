@@ -1,0 +1,239 @@
+"""The gate decides from records alone; nothing but what is clean and fully measured passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffdefend_core.artifacts import (
+    Action,
+    Candidate,
+    GateDecision,
+    Metric,
+    Outcome,
+    PurifiedModel,
+    RuleResult,
+    Scorecard,
+    Verdict,
+    Word,
+)
+from diffdefend_core.errors import InputError
+from diffdefend_core.gate import rules
+from diffdefend_core.options import GateOptions
+
+OPTIONS = GateOptions()
+
+
+def verdict(word: Word = Word.CLEAN, digest: str = "d0", probability: float = 0.03) -> Verdict:
+    return Verdict(
+        model_digest=digest,
+        word=word,
+        probability=probability,
+        statistics={},
+        reasons=(),
+        calibration_digest="c0",
+        calibration_models=("clean-0",),
+        seeds=(0,),
+        forward_equivalents=1,
+    )
+
+
+def metric(value: float, **changes: Any) -> Metric:
+    return dataclasses.replace(Metric(value=value, low=value, high=value, n=64), **changes)
+
+
+def scorecard(before: dict[str, Metric] | None = None, after: dict[str, Metric] | None = None) -> Scorecard:
+    return Scorecard(
+        before=before if before is not None else {"fid": metric(10.0), "asr": metric(0.9)},
+        after=after,
+        extractor="e",
+        extractor_sha256="f0",
+        reference="self",
+        samplers={},
+        asr_threshold=0.05,
+        seed=0,
+        forward_equivalents=1,
+    )
+
+
+def candidate(action: Action = Action.KEEP, rescan: Verdict | None = None) -> Candidate:
+    purified = PurifiedModel(
+        digest="d1",
+        parent_digest="d0",
+        rounds=1,
+        removal_loss=(1.0, 0.1),
+        retention_loss=(0.1, 0.1),
+        rescan=rescan or verdict(Word.CLEAN, "d1"),
+        weights_sha256={},
+        forward_equivalents=1,
+    )
+    return Candidate(
+        action=action,
+        model_uri="file:///m/",
+        trigger_uri="file:///t/",
+        verdict_uri="file:///v/",
+        purified=purified if action is Action.PURIFY else None,
+    )
+
+
+def repaired_scorecard(asr: float = 0.0, fid: float = 10.5) -> Scorecard:
+    return scorecard(after={"fid": metric(fid), "asr": metric(asr)})
+
+
+def decide(*records: Any) -> GateDecision:
+    return rules.decide(*records, OPTIONS, model_name="m")
+
+
+def results(decision: GateDecision) -> dict[str, RuleResult]:
+    return {rule.id: rule.result for rule in decision.rules}
+
+
+def test_a_clean_measured_model_is_promoted() -> None:
+    decision = decide(verdict(), candidate(), scorecard())
+    assert decision.outcome is Outcome.PROMOTED
+    assert decision.model_digest == "d0"
+    assert set(results(decision)) == {"verdict-clean", "records-agree", "metrics-there"}
+
+
+def test_a_repaired_model_that_passes_is_repaired_and_names_the_new_digest() -> None:
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard())
+    assert decision.outcome is Outcome.REPAIRED
+    assert decision.model_digest == "d1"
+    fid = next(rule for rule in decision.rules if rule.id == "fid-after")
+    assert fid.value == pytest.approx(0.05)
+    assert fid.margin == pytest.approx(0.05)
+
+
+def test_the_decision_survives_json() -> None:
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard(asr=math.nan))
+    assert GateDecision.from_json(decision.to_json()) == decision
+
+
+@pytest.mark.parametrize(
+    ("records", "blocking"),
+    [
+        ((verdict(Word.INCONCLUSIVE), candidate(Action.QUARANTINE), scorecard()), {"verdict-clean"}),
+        ((verdict(Word.BACKDOORED), candidate(Action.QUARANTINE), scorecard()), {"verdict-clean", "records-agree"}),
+        ((verdict(Word.BACKDOORED), candidate(Action.KEEP), scorecard()), {"verdict-clean", "records-agree"}),
+        ((verdict(Word.CLEAN), candidate(Action.QUARANTINE), scorecard()), {"verdict-clean", "records-agree"}),
+        ((verdict(), candidate(), scorecard(before={})), {"metrics-there"}),
+        (
+            (
+                verdict(Word.BACKDOORED),
+                candidate(Action.PURIFY, verdict(Word.BACKDOORED, "d1")),
+                repaired_scorecard(),
+            ),
+            {"verdict-clean"},
+        ),
+        (
+            (verdict(Word.BACKDOORED), candidate(Action.PURIFY, verdict(Word.CLEAN, "dX")), repaired_scorecard()),
+            {"records-agree"},
+        ),
+        (
+            (verdict(Word.BACKDOORED, "dX"), candidate(Action.PURIFY), repaired_scorecard()),
+            {"records-agree"},
+        ),
+        ((verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard(asr=0.03)), {"asr-after"}),
+        ((verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard(fid=11.5)), {"fid-after"}),
+        (
+            (verdict(Word.BACKDOORED), candidate(Action.PURIFY), scorecard()),
+            {"metrics-there", "asr-after", "fid-after"},
+        ),
+    ],
+)
+def test_what_blocks(records: tuple[Any, ...], blocking: set[str]) -> None:
+    decision = decide(*records)
+    assert decision.outcome is Outcome.QUARANTINED
+    assert {name for name, result in results(decision).items() if result is not RuleResult.PASS} == blocking
+
+
+def test_an_inconclusive_scan_is_not_evaluated_rather_than_failed() -> None:
+    decision = decide(verdict(Word.INCONCLUSIVE), candidate(Action.QUARANTINE), scorecard())
+    assert results(decision)["verdict-clean"] is RuleResult.NOT_EVALUATED
+
+
+def test_a_limit_that_is_just_met_passes() -> None:
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard(asr=0.02, fid=11.0))
+    assert results(decision)["asr-after"] is RuleResult.PASS
+
+
+def test_a_relative_change_from_zero_is_not_evaluated() -> None:
+    card = scorecard(before={"fid": metric(0.0)}, after={"fid": metric(0.0), "asr": metric(0.0)})
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
+    assert results(decision)["fid-after"] is RuleResult.NOT_EVALUATED
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+metrics = st.builds(Metric, value=numbers, low=numbers, high=numbers, n=st.integers(-1, 99))
+tables = st.dictionaries(st.sampled_from(["fid", "kid", "asr", "mse"]), metrics)
+verdicts = st.builds(verdict, st.sampled_from(Word), st.sampled_from(["d0", "d1", "d2"]), numbers)
+candidates = st.builds(candidate, st.sampled_from(Action), verdicts)
+scorecards = st.builds(scorecard, tables, st.none() | tables)
+
+
+@given(verdicts, candidates, scorecards)
+def test_nothing_but_clean_leaves_the_gate(seen: Verdict, branch: Candidate, card: Scorecard) -> None:
+    decision = decide(seen, branch, card)
+    if decision.outcome is Outcome.PROMOTED:
+        assert seen.word is Word.CLEAN
+        assert branch.action is Action.KEEP
+    if decision.outcome is Outcome.REPAIRED:
+        assert branch.purified is not None
+        assert branch.purified.rescan.word is Word.CLEAN
+    if decision.outcome is not Outcome.QUARANTINED:
+        assert all(rule.result is RuleResult.PASS for rule in decision.rules)
+    assert GateDecision.from_json(decision.to_json()) == decision
+
+
+@given(
+    st.sampled_from(["asr", "fid"]),
+    st.sampled_from(["before", "after"]),
+    st.sampled_from([math.nan, math.inf, -math.inf, None]),
+    st.sampled_from(["value", "low", "high"]),
+)
+def test_a_missing_or_non_finite_needed_metric_never_passes(name: str, when: str, bad: float | None, part: str) -> None:
+    tables = {
+        "before": {"fid": metric(10.0)},
+        "after": {"fid": metric(10.0), "asr": metric(0.0)},
+    }
+    if name in tables[when]:
+        good = tables[when].pop(name)
+        if bad is not None:
+            tables[when][name] = dataclasses.replace(good, **{part: bad})
+        expected = Outcome.QUARANTINED
+    else:
+        expected = Outcome.REPAIRED
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), scorecard(**tables))
+    assert decision.outcome is expected
+
+
+def test_the_policy_digest_follows_the_policy_only() -> None:
+    assert rules.policy_digest(GateOptions()) == rules.policy_digest(GateOptions())
+    assert rules.policy_digest(GateOptions(asr_after_max=0.03)) != rules.policy_digest(GateOptions())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"asr_after_max": math.nan},
+        {"fid_increase_max": -0.1},
+        {"champion": "with.dot"},
+        {"champion": "same", "challenger": "same"},
+    ],
+)
+def test_an_unusable_policy_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="gate\\."):
+        rules.policy_digest(GateOptions(**changes))
+
+
+def test_the_gate_needs_neither_torch_nor_mlflow() -> None:
+    code = "import sys, diffdefend_core.gate.rules; print({'torch', 'mlflow', 'kfp'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,121 @@
+"""The compiled gate run by kfp.local itself; only the command of the stages is replaced, by a script."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+from kfp import local
+from kfp.local import subprocess_task_handler
+
+from components.keep.component import keep
+from diffdefend_core.config import Settings, load_settings
+from diffdefend_core.errors import InputError
+from pipelines.local import StageFailedError, StageHandler, StageLog, run_gate
+
+SCRIPT = Path(__file__).with_name("stage_script.py")
+
+
+class ScriptHandler(StageHandler):
+    def command(self) -> list[str]:
+        _, *others = super().command()
+        return [sys.executable, str(SCRIPT), *others[2:]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(store=f"file://{tmp_path}/store", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("word", "stage"), [("clean", "keep"), ("backdoored", "purify"), ("inconclusive", "quarantine")]
+)
+def test_each_word_takes_its_branch(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], word: str, stage: str
+) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", word)
+    result = run_gate("m", settings, handler=ScriptHandler)
+    scanned = "m>load>invert-trigger>detect"
+    assert result == {
+        "verdict_uri": scanned,
+        "candidate_uri": f"{scanned}>{stage}",
+        "scorecard_uri": f"{scanned}>{stage}>evaluate",
+        "gate_uri": f"{scanned}>{stage}>register",
+        "word": word,
+        "outcome": "promoted",
+    }
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if line] == [
+        f"log of {name} on cpu" for name in ("load", "invert-trigger", "detect", stage, "evaluate", "register")
+    ]
+
+
+def test_quiet_says_nothing_verbose_says_what_kfp_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", "clean")
+    run_gate("m", settings, handler=ScriptHandler, quiet=True)
+    assert capfd.readouterr() == ("", "")
+    run_gate("m", settings, handler=ScriptHandler, verbose=True)
+    out, err = capfd.readouterr()
+    assert out == "" and "Executing task" in err
+
+
+def test_a_failing_stage_ends_the_run_with_its_own_line(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", "backdoored")
+    monkeypatch.setenv("STAND_IN_FAILS", "purify")
+    with pytest.raises(StageFailedError, match=r"^purify found x; expected y; do z$"):
+        run_gate("m", settings, handler=ScriptHandler)
+    err = capfd.readouterr().err
+    assert "log of purify" in err and "evaluate" not in err and "purify found x" not in err
+
+
+def test_a_stage_that_dies_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", "clean")
+    monkeypatch.setenv("STAND_IN_DIES", "invert-trigger")
+    with pytest.raises(StageFailedError, match="invert-trigger ended with code -6"):
+        run_gate("m", settings, handler=ScriptHandler, quiet=True)
+
+
+def test_paths_with_python3_in_them_arrive_unchanged(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kfp.local itself replaces `python3` in every argument."""
+    monkeypatch.setenv("STAND_IN_WORD", "clean")
+    assert run_gate("s3://m/python3/x", settings, handler=ScriptHandler)["gate_uri"].startswith("s3://m/python3/x>")
+
+
+def test_the_handler_is_put_back(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = subprocess_task_handler.SubprocessTaskHandler
+    monkeypatch.setenv("STAND_IN_FAILS", "load")
+    with pytest.raises(StageFailedError):
+        run_gate("m", settings, handler=ScriptHandler, quiet=True)
+    assert subprocess_task_handler.SubprocessTaskHandler is original
+
+
+def test_without_a_docker_daemon_there_is_one_clear_line(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(InputError, match="no docker daemon answers"):
+        run_gate("m", settings, docker=True)
+
+
+@pytest.mark.filterwarnings("ignore:You may be attemping")
+def test_kfp_still_has_the_two_checks_that_are_lifted(tmp_path: Path) -> None:
+    """If this fails, read kfp/local/subprocess_task_handler.py of the new version before raising the pin."""
+    assert importlib.metadata.version("kfp").startswith("2.17.")
+    for name in ("validate_image", "validate_not_container_component", "run"):
+        assert name in vars(subprocess_task_handler.SubprocessTaskHandler)
+    local.init(local.SubprocessRunner(use_venv=False), str(tmp_path / "root"), str(tmp_path / "work"))
+    with pytest.raises(RuntimeError, match="Container Component"):
+        keep(model_uri="m", trigger_uri="t", verdict_uri="v", settings="{}", store="")
+
+
+def test_lines_are_told_apart_even_when_they_arrive_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    log = StageLog()
+    for piece in ("    diffdefend: er", "ror: first\nnoise\n   diffdefend: error: last", "\nmore\n"):
+        log.write(piece)
+    assert log.error == "last"
+    assert capsys.readouterr().err == ""
