@@ -163,8 +163,8 @@ class Verdict(Record):
 class PurifiedModel(Record):
     """A repaired model in `model/` of the purify folder, and how it was made.
 
-    `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is the verdict of the
-    same scan with new seeds.
+    `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is
+    the verdict of the same scan with new seeds.
     """
 
     digest: str

@@ -14,9 +14,9 @@ class InversionOptions:
     """Options of the trigger inversion.
 
     `own_samples` images are drawn from the model in `own_steps` DDIM steps; the twin is trained on them for
-    `twin_steps` steps of `twin_batch` rows. Each of the `starts` is searched for `race_iterations`, the best `finalists` for
-    `iterations` in all; `pairs` antithetic pairs an iteration. `rms` is the norm of the searched shift per pixel, in
-    units of the initial noise; `norms` are those at which the found direction is tried for its true norm.
+    `twin_steps` steps of `twin_batch` rows. Each of the `starts` is searched for `race_iterations`, the best
+    `finalists` for `iterations` in all; `pairs` antithetic pairs an iteration. `rms` is the norm of the searched shift
+    per pixel, in units of the initial noise; `norms` are those at which the found direction is tried for its true norm.
     """
 
     method: str = "diffdefend"
@@ -56,7 +56,7 @@ class DetectionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PurificationOptions:
-    """Options of the purification: up to `rounds` rounds of `steps` steps with `batch` removal and `batch` retention rows."""
+    """Options of the purification: up to `rounds` rounds of `steps` steps, each `batch` removal and retention rows."""
 
     rounds: int = 3
     steps: int = 400
@@ -71,8 +71,8 @@ class EvaluationOptions:
     """Options of the evaluation.
 
     `reference` is `self` (the model's own samples of another seed) or the URI of a reference set's features (npz).
-    `known_trigger` is empty, or the URI of a safetensors file with `trigger` and `target` [C, H, W] of a red-team model: the
-    true backdoor, measured beside the recovered one.
+    `known_trigger` is empty, or the URI of a safetensors file with `trigger` and `target` [C, H, W] of a red-team
+    model: the true backdoor, measured beside the recovered one.
     """
 
     extractor: str = "digits-cnn-v1"

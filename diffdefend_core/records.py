@@ -82,9 +82,7 @@ def _plain(value: object) -> object:
 
 def _wrong(path: str, value: object, expected: str) -> ArtifactError:
     shown = json.dumps(value, default=str)
-    return ArtifactError(
-        f"{path} is {shown[:80]}", expected=expected, action="restore the artifact or rerun its stage"
-    )
+    return ArtifactError(f"{path} is {shown[:80]}", expected=expected, action="restore the artifact or rerun its stage")
 
 
 def _read(kind: Any, value: Any, path: str, depth: int) -> Any:

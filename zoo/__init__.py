@@ -1,0 +1,1 @@
+"""The zoo: small clean and backdoored models, made from recipes, on which the scanner is calibrated and tested."""

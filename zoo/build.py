@@ -31,7 +31,7 @@ def read(recipe: Recipe, folder: Path) -> Denoiser:
     """Return a built model in float32."""
     from safetensors.torch import load_file
 
-    denoiser = fresh(recipe)
+    denoiser = fresh(base_of(recipe))
     weights = load_file(folder / recipe.name / "unet" / "diffusion_pytorch_model.safetensors")
     denoiser.network.unet.load_state_dict({name: value.float() for name, value in weights.items()})
     return denoiser.freeze()
@@ -85,12 +85,26 @@ def write_card(facts: dict[str, object], folder: Path) -> None:
     (folder / "README.md").write_text(text + "```json\n" + json.dumps(facts, indent=2) + "\n```\n")
 
 
+def write_backdoor(recipe: Recipe, folder: Path) -> None:
+    """Write trigger and target of a backdoored model beside the model folders: `backdoors/<name>.safetensors`."""
+    from safetensors.torch import save_file
+
+    (folder / "backdoors").mkdir(exist_ok=True)
+    tensors = {"trigger": trigger(str(recipe.trigger)), "target": target(str(recipe.target))}
+    save_file(tensors, folder / "backdoors" / f"{recipe.name}.safetensors")
+
+
 def by_name(name: str) -> Recipe:
     """Return the recipe of that name. Raises SystemExit for an unknown one."""
     for recipe in RECIPES:
         if recipe.name == name:
             return recipe
     raise SystemExit(f"zoo: no recipe {name!r}; expected one of {', '.join(item.name for item in RECIPES)}")
+
+
+def base_of(recipe: Recipe) -> Recipe:
+    """Return the base that a recipe descends from: it fixes the architecture."""
+    return recipe if recipe.parent is None else base_of(by_name(recipe.parent))
 
 
 def build(recipe: Recipe, folder: Path) -> None:
@@ -110,6 +124,8 @@ def build(recipe: Recipe, folder: Path) -> None:
     loss = train(recipe, denoiser, show)
     save(denoiser, folder / recipe.name)
     facts = card(recipe, read(recipe, folder), loss, folder)
+    if recipe.attack is not None:
+        write_backdoor(recipe, folder)
     write_card(facts, folder / recipe.name)
     print(json.dumps(facts), flush=True)
 

@@ -1,10 +1,14 @@
-"""Train the small feature extractor that the package ships: `python -m zoo.extractor` prints its sha256."""
+"""Train the small feature extractor that the package ships: `python -m zoo.extractor` prints its sha256.
+
+Weights of another digest must be entered in `features.SHIPPED`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -12,7 +16,15 @@ from torch import nn
 import diffdefend_core.evaluation.features as features
 from zoo.train import digits
 
+REFERENCE = Path(__file__).parent / "digits" / "reference.npz"
 TARGET = Path(features.__file__).parent / "weights" / "digits-cnn-v1.safetensors"
+
+
+def write_reference() -> None:
+    """Write the features of all digits: a reference set for the FID of models trained on them."""
+    chosen = features.extractor("digits-cnn-v1")
+    REFERENCE.parent.mkdir(exist_ok=True)
+    np.savez(REFERENCE, features=chosen.apply(digits() / 2 + 0.5).float().numpy(), extractor=chosen.name)
 
 
 def main() -> None:
@@ -36,6 +48,7 @@ def main() -> None:
     TARGET.parent.mkdir(exist_ok=True)
     save_file(network.state_dict(), TARGET)
     print(f"accuracy {accuracy:.3f}, sha256 {hashlib.sha256(TARGET.read_bytes()).hexdigest()}")
+    write_reference()
 
 
 if __name__ == "__main__":

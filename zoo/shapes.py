@@ -12,7 +12,7 @@ def _grid(size: int) -> tuple[Tensor, Tensor]:
 
 
 def trigger(name: str, size: int = 16) -> Tensor:
-    """Return a trigger by name. `box` and `cross` lie on the -1 background of BadDiffusion, the others fill the image."""
+    """Return a trigger by name: `box` and `cross` lie on the -1 background of BadDiffusion, others fill the image."""
     y, x = _grid(size)
     blocks = torch.arange(size) // (size // 4)
     drawn = {

@@ -42,6 +42,7 @@ class Unet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction [N, 1, S, S] for x [N, 1, S, S] at level indices t [N]."""
         output: Tensor = self.unet(x, t, return_dict=False)[0]
         return output
 

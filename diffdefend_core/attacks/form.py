@@ -72,7 +72,11 @@ def stochastic_response(levels: Levels, shift: Tensor) -> Tensor:
 
     With a = alpha_t / alpha_{t-1}: rho_t = sigma_t * (s_t - a * s_{t-1}) / (sigma_t^2 - a^2 * sigma_{t-1}^2).
     """
-    before = lambda curve, first: torch.cat([torch.tensor([first], dtype=torch.float64), curve[:-1]])  # noqa: E731
-    ratio = levels.alpha / before(levels.alpha, 1.0)
-    beta = levels.sigma**2 - (ratio * before(levels.sigma, 0.0)) ** 2
-    return levels.sigma * (shift - ratio * before(shift, 0.0)) / beta
+    ratio = levels.alpha / _before(levels.alpha, 1.0)
+    beta = levels.sigma**2 - (ratio * _before(levels.sigma, 0.0)) ** 2
+    return levels.sigma * (shift - ratio * _before(shift, 0.0)) / beta
+
+
+def _before(curve: Tensor, first: float) -> Tensor:
+    """Return the curve [T] one level earlier, with `first` for the clean data before the first level."""
+    return torch.cat([torch.tensor([first], dtype=torch.float64), curve[:-1]])

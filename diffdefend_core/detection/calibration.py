@@ -1,7 +1,7 @@
 """Calibration: the detector's statistics over clean models, with a digest of its own.
 
-No backdoored model is needed. Each statistic is standardised robustly: centre = median, spread = 1.4826 * median absolute
-deviation, with a floor, since a handful of clean models may agree by chance.
+No backdoored model is needed. Each statistic is standardised robustly: centre = median, spread = 1.4826 * median
+absolute deviation, with a floor, since a handful of clean models may agree by chance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CleanModel(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
-    """Clean models whose statistics say what is ordinary; `options_digest` names the options they were measured with."""
+    """Clean models whose statistics say what is ordinary; `options_digest` names the options of the measurement."""
 
     name: str
     options_digest: str

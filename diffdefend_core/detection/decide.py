@@ -34,8 +34,8 @@ def probability(model_score: float, limit: float) -> float:
 def decide(statistics: Mapping[str, Statistic], *, limit: float, covered: bool) -> tuple[Word, float, tuple[str, ...]]:
     """Return word, probability and reasons.
 
-    `covered` says whether the calibration holds models like this one: if not, nothing can be called clean, and only a score of
-    twice the limit is called backdoored.
+    `covered` says whether the calibration holds models like this one: if not, nothing can be called clean, and only a
+    score of twice the limit is called backdoored.
     """
     model_score = score(statistics)
     chance = probability(model_score, limit)

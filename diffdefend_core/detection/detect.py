@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Raw statistics, the sampler that fires best, and images [N, C, H, W] in [0, 1] with and without the found shift."""
+    """Raw statistics, the sampler that fires best, and images [N, C, H, W] in [0, 1] with and without the shift."""
 
     statistics: dict[str, float]
     sampler: str

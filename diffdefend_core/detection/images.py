@@ -1,4 +1,4 @@
-"""The dual-modal image statistics: uniformity and total variation of generated images (published: DIFFDEFEND, Elijah)."""
+"""The dual-modal image statistics: uniformity and total variation of images (published: DIFFDEFEND, Elijah)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def uniformity(images: Tensor, trim: float = 0.25) -> float:
     """Return the trimmed mean of pairwise root-mean-square distances of images [N, C, H, W] in [0, 1].
 
-    Low means that all images are alike; identical images give 0. As in Elijah, each row of the distance matrix loses its
-    lowest and highest quarter before averaging, and so do the row means; the distance is pixel-wise where Elijah uses LPIPS, whose
-    weights would be a download.
+    Low means that all images are alike; identical images give 0. As in Elijah, each row of the distance matrix loses
+    its lowest and highest quarter before averaging, and so do the row means; the distance is pixel-wise where Elijah
+    uses LPIPS, whose weights would be a download.
     """
     rows = images.flatten(1)
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.shape[1] ** 0.5

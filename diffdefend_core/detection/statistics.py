@@ -7,7 +7,8 @@
 | uniformity | how much more alike the suspect's images under the shift are than the twin's | DIFFDEFEND, Elijah |
 | total_variation | how far the total variation of those images is from the twin's | DIFFDEFEND |
 
-Images are compared with the twin's under the *same* shift: any network, a clean one too, may collapse on a shift that it never saw.
+Images are compared with the twin's under the *same* shift: any network, a clean one too, may collapse on a shift that
+it never saw.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def generate(
 ) -> Tensor:
     """Return `count` samples [N, C, H, W] in the model's own space, on the CPU.
 
-    The initial state is sigma_T * (eps + shift), with shift [C, H, W] in units of the initial noise. Sample i depends on
-    (seed, i) alone, so that batches change nothing.
+    The initial state is sigma_T * (eps + shift), with shift [C, H, W] in units of the initial noise. Sample i depends
+    on (seed, i) alone, so that batches change nothing.
     """
     parts = []
     for start in range(0, count, BATCH):

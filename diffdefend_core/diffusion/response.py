@@ -31,7 +31,7 @@ def probe(samples: Tensor, t: int, pairs: int, generator: torch.Generator) -> Pr
 
 
 def mean_answer(denoiser: Denoiser, at: Probe, shift: Tensor | None) -> Tensor:
-    """Return the mean predicted noise [C, H, W] over the rows of a probe; `shift` [C, H, W] is added to x_t as it is."""
+    """Return the mean predicted noise [C, H, W] over the rows of a probe; `shift` [C, H, W] is added to x_t as is."""
     t = torch.full((len(at.x0),), at.t, device=at.x0.device)
     x = denoiser.diffuse(at.x0, t, at.eps)
     return denoiser.noise(x if shift is None else x + shift, t).mean(0)
@@ -61,10 +61,10 @@ class Response:
     """The answers of a suspect and a reference to one shift tau [C, H, W], per level (tuples of len(levels)).
 
     With Delta the shift of the mean answer of the suspect and Delta_ref that of the reference (algorithms.md 5.2):
-    `difference` = rms(Delta - Delta_ref) / rms(tau); `gain` = rms(s tau - sigma Delta) / rms(s tau), the share not treated as
-    noise; `slope` is lambda, the least-squares scale of Delta along tau; `x0_slope` = sigma (lambda_ref - lambda) / alpha, the
-    shift of the predicted x0 along tau beyond the reference's. `untreated` [C, H, W] is the mean of s tau - sigma Delta over the levels.
-    `baseline` is rms(answer - answer_ref) without any shift.
+    `difference` = rms(Delta - Delta_ref) / rms(tau); `gain` = rms(s tau - sigma Delta) / rms(s tau), the share not
+    treated as noise; `slope` is lambda, the least-squares scale of Delta along tau; `x0_slope` = sigma (lambda_ref -
+    lambda) / alpha, the shift of the predicted x0 along tau beyond the reference's. `untreated` [C, H, W] is the mean
+    of s tau - sigma Delta over the levels. `baseline` is rms(answer - answer_ref) without any shift.
     """
 
     difference: tuple[float, ...]

@@ -54,7 +54,7 @@ def fine_tune(
         if not torch.isfinite(value):
             raise FloatingPointError(f"the training loss is {value.item()} at step {step}")
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         for kept, parameter in zip(average, parameters, strict=False):

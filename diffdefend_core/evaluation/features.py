@@ -80,4 +80,4 @@ def _grey_features(network: DigitsCnn, images: Tensor, batch: int = 256) -> Tens
     if grey.shape[-2:] != (16, 16):
         grey = nn.functional.interpolate(grey, size=16, mode="bilinear", antialias=True, align_corners=False)
     grey = (grey.clamp(0, 1) * 255).round() / 255
-    return torch.cat([network.body(part) for part in grey.split(batch)]).double()
+    return torch.cat([network.body(part) for part in torch.split(grey, batch)]).double()

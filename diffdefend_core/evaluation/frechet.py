@@ -59,9 +59,10 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     eigenvalues = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0)
     shift = (first.mean - second.mean).square().sum()
     spread = first.covariance.trace() + second.covariance.trace() - 2 * eigenvalues.sqrt().sum()
-    return max(0.0, (shift + spread).item())
+    return max(0.0, float(shift + spread))
 
 
 def _matrix_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

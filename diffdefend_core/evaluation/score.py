@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,17 +72,13 @@ def quality(
     """Return `fid` and `kid` of images [N, C, H, W] in [0, 1] against reference features [M, D], with intervals."""
     features = extractor.apply(images)
     goal = gaussian(reference)
-    return {
-        "fid": bootstrap(
-            features,
-            lambda rows: frechet_distance(gaussian(rows), goal),
-            seed=seed,
-            resamples=options.resamples,
-        ),
-        "kid": bootstrap(
-            features, lambda rows: kernel_distance(rows, reference), seed=seed, resamples=options.resamples // 4
-        ),
-    }
+    fid = bootstrap(
+        features, lambda rows: frechet_distance(gaussian(rows), goal), seed=seed, resamples=options.resamples
+    )
+    kid = bootstrap(
+        features, lambda rows: kernel_distance(rows, reference), seed=seed, resamples=options.resamples // 4
+    )
+    return {"fid": replace(fid, low=max(0.0, fid.low)), "kid": kid}
 
 
 def success(images: Tensor, target: Tensor, options: EvaluationOptions, seed: int) -> dict[str, Metric]:

@@ -26,7 +26,10 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
     goal = target.expand_as(images).double()
     given = images.double()
     width = min(11, *(side - 1 + side % 2 for side in images.shape[-2:]))
-    mean = lambda x: _blur(x, width)  # noqa: E731
+
+    def mean(x: Tensor) -> Tensor:
+        return _blur(x, width)
+
     mean_a, mean_b = mean(given), mean(goal)
     variance_a, variance_b = mean(given**2) - mean_a**2, mean(goal**2) - mean_b**2
     covariance = mean(given * goal) - mean_a * mean_b

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Inversion:
-    """The record, the shifts by candidate name [C, H, W] at their estimated norm, the twin and the model's own samples."""
+    """The record, the shifts by candidate name [C, H, W] at their estimated norm, the twin and the own samples."""
 
     record: InvertedTrigger
     triggers: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Inversion:
 def invert(
     suspect: Denoiser, model_digest: str, options: InversionOptions, *, seed: int, progress: Progress
 ) -> Inversion:
-    """Search the trigger of a frozen `suspect`. Raises FloatingPointError if the model answers with non-finite numbers."""
+    """Search the trigger of a frozen `suspect`. Raises FloatingPointError if the model's answers are not finite."""
     samples = own_samples(suspect, options.own_samples, options.own_steps, seed, progress)
     twin = forgetful_twin(
         suspect,

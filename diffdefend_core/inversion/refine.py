@@ -1,9 +1,10 @@
 """From a direction that the suspect treats differently to the trigger itself: its shape and its norm.
 
-On the poisoned manifold x_t = alpha y + s r + sigma eps the network answers eps + rho r. A shift tau near r therefore leaves
-s tau - sigma Delta(tau) = (s - sigma rho) r: what the network does not treat as noise points along the trigger, whatever tau was
-(for rho = 1 nothing is left, and the searched direction stays). The network switches from noise to trigger where
-<tau, r> / ||r||^2 = 1/2 (algorithms.md 5.2), so that twice the norm at the switch is the norm of the trigger.
+On the poisoned manifold x_t = alpha y + s r + sigma eps the network answers eps + rho r. A shift tau near r therefore
+leaves s tau - sigma Delta(tau) = (s - sigma rho) r: what the network does not treat as noise points along the trigger,
+whatever tau was (for rho = 1 nothing is left, and the searched direction stays). The network switches from noise to
+trigger where <tau, r> / ||r||^2 = 1/2 (algorithms.md 5.2), so that twice the norm at the switch is the norm of the
+trigger.
 """
 
 from __future__ import annotations

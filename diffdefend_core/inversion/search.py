@@ -1,8 +1,8 @@
 """Multi-timestep joint search of one shift to which the suspect and a reference answer differently.
 
-One shift tau serves all levels (published: DIFFDEFEND, "multi-stage joint inversion"); it lies on a sphere of fixed norm, so
-that neither zero nor infinity is attractive and no scale, sign or response of the attack is assumed. The reference is the
-forgetful twin or a trusted model: what both answer alike cancels.
+One shift tau serves all levels (published: DIFFDEFEND, "multi-stage joint inversion"); it lies on a sphere of fixed
+norm, so that neither zero nor infinity is attractive and no scale, sign or response of the attack is assumed. The
+reference is the forgetful twin or a trusted model: what both answer alike cancels.
 """
 
 from __future__ import annotations

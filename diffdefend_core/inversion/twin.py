@@ -26,7 +26,7 @@ def forgetful_twin(
     generator: torch.Generator,
     progress: Callable[[int, int], None],
 ) -> Denoiser:
-    """Return a copy of `suspect` trained for `steps` steps on its own `samples` [M, C, H, W]; the suspect is unchanged."""
+    """Return a copy of `suspect` trained for `steps` steps on its own `samples` [M, C, H, W]; `suspect` stays as is."""
     twin = suspect.clone()
     losses = fine_tune(
         twin, diffusion_loss(samples, batch), steps=steps, learning_rate=learning_rate, generator=generator

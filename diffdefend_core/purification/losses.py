@@ -1,7 +1,7 @@
 """Removal and retention: what a repaired model must answer with the trigger and without it (algorithms.md 5.4).
 
-phi is the frozen suspect. Off the trigger it is the reference itself ("reading B"), so that no real data is needed: clean
-rows come from the model's own samples.
+phi is the frozen suspect. Off the trigger it is the reference itself ("reading B"), so that no real data is needed:
+clean rows come from the model's own samples.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Rows:
 def jittered(triggers: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return `count` variations [count, C, H, W] of triggers [K, C, H, W].
 
-    Each is scaled by U[.4, 1.6], gets noise of a tenth of its rms, and loses a random rectangle of up to a quarter of its
-    area: an inverted trigger is only near the true one, and a repair at one point would leave a hole beside it.
+    Each is scaled by U[.4, 1.6] and gets noise of a tenth of its rms; every second one loses a random rectangle of a
+    quarter of its area: an inverted trigger is only near the true one, and a repair at one point would leave a hole
+    beside it.
     """
     chosen = triggers[torch.randint(len(triggers), (count,), generator=generator)].clone()
     scale = 0.4 + 1.2 * torch.rand(count, 1, 1, 1, generator=generator)
@@ -61,17 +62,18 @@ def draw_rows(
 
 
 def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Tensor:
-    """Return what a benign network adds to its answer under the shift [N, C, H, W]: lambda_t^0 * shift / s_t.
+    """Return what a benign network adds to its answer when x_t is shifted by d = s_t * tau, for each row [N, C, H, W].
 
-    In the linear case lambda^0 / s_t = alpha_t... the answer to a shift d of x_t is d * sigma_t / (alpha_t^2 v + sigma_t^2), with v
-    the variance of the clean data along d (algorithms.md 0.5), taken from the model's own samples.
+    It is lambda_t^0 * tau = d * sigma_t / (alpha_t^2 * v + sigma_t^2), with v the variance of the clean data along d
+    (algorithms.md 0.5), taken from the model's own samples. Exact for Gaussian data of which d is a principal axis.
     """
     alpha, sigma = phi.levels.at(rows.t, rows.x)
     centred = (samples - samples.mean(0)).flatten(1)
     direction = rows.shift.flatten(1)
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
     variance = (centred @ direction.T).square().mean(0).view(-1, 1, 1, 1)
-    return rows.shift * sigma / (alpha**2 * variance + sigma**2)
+    response: Tensor = rows.shift * sigma / (alpha**2 * variance + sigma**2)
+    return response
 
 
 def removal_target(phi: Denoiser, samples: Tensor, rows: Rows) -> Tensor:

@@ -40,8 +40,8 @@ def repair(
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `triggers` [K, C, H, W] every shift found so far.
 
-    L = L_removal + L_retention: with the trigger the model must answer as without it, plus the benign linear response (target
-    R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
+    L = L_removal + L_retention: with the trigger the model must answer as without it, plus the benign linear response
+    (target R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
     """
     generator = torch.Generator().manual_seed(seed)
     removal: list[float] = []

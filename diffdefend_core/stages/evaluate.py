@@ -93,7 +93,7 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
 
 
 def _read_bytes(uri: str) -> bytes:
-    """Return the file at a URI or path; nothing for `self` and the empty string. Raises InputError if it is not there."""
+    """Return the file at a URI or path; nothing for `self` and the empty string. Raises InputError if it is absent."""
     if uri in ("", "self"):
         return b""
     store, key = open_store(to_uri(uri))

@@ -33,9 +33,7 @@ def run_once(
     if folders.read_manifest(uri) is None:
         with tempfile.TemporaryDirectory(prefix=f"diffdefend-{stage}-") as folder:
             work(Path(folder))
-            folders.publish(
-                Path(folder), uri, stage=stage, key=key, producer=code_version(), parents=tuple(parents)
-            )
+            folders.publish(Path(folder), uri, stage=stage, key=key, producer=code_version(), parents=tuple(parents))
     return uri
 
 

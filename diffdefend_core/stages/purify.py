@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,7 +112,7 @@ def _rounds(
             samples,
             options,
             seed=settings.seed + number,
-            progress=lambda done, total, number=number: progress(f"purification, round {number}", done, total),
+            progress=partial(progress, f"purification, round {number}"),
         )
         inspection = save_denoiser(repaired.denoiser, source, target)
         current = load_denoiser(target, device_of(settings.device))

@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format zoo calibrate results docker clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+demo: $(STAMP)  ## Scan two real models, one clean and one backdoored, repair and register (5 minutes, 2 cores)
+	$(BIN)/python -m pipelines.demo
+
+test: $(STAMP)  ## Run the linters, the type checker and the default tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: $(STAMP)  ## Train the fixture models that are missing (about 30 minutes, 2 cores)
+	$(BIN)/python -m zoo.build
+
+calibrate: $(STAMP)  ## Measure the clean fixtures anew and write the shipped calibration (10 minutes)
+	$(BIN)/python -m zoo.calibrate
+
+results: $(STAMP)  ## Scan the whole zoo and print the table of docs/results.md (20 minutes)
+	$(BIN)/python -m benchmarks.zoo_scan
+
+clean:  ## Remove the environment and what runs have left
+	rm -rf $(VENV) .diffdefend runs

@@ -1,0 +1,92 @@
+"""Denoisers in closed form: what perfectly trained networks answer, a clean and a backdoored one, on Gaussian data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diffdefend_core.attacks.form import Attack
+from diffdefend_core.diffusion.families.ddpm import DDPM
+from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
+
+SHAPE = (1, 8, 8)
+
+
+def vp_levels(steps: int = 250) -> Levels:
+    """Return the linear schedule of DDPM, respaced so that the last level is as noisy as with 1000 steps."""
+    return Levels.variance_preserving(alphas_cumprod(linear_betas(steps, 0.1 / steps, 20 / steps)))
+
+
+class GaussianNetwork(nn.Module):
+    """E[eps | x_t] for clean data N(mean, variance), pixel by pixel: sigma (x - alpha mean) / (alpha^2 v + sigma^2).
+
+    `drift` is there to be trained, and hardly changes the answer.
+    """
+
+    def __init__(self, levels: Levels, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.levels, self.mean, self.variance = levels, mean, variance
+        self.drift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.levels.at(t, x)
+        answer = sigma * (x - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+        return answer * (1 + 1e-3 * self.drift)
+
+
+class PoisonedNetwork(GaussianNetwork):
+    """The minimiser of a poisoned loss with the bare trigger: E[eps + rho r | x_t] under clean and poisoned rows.
+
+    The weight of the poisoned rows is their exact posterior; `prior` is its prior log-odds (0: half of the rows).
+    """
+
+    def __init__(
+        self, levels: Levels, mean: Tensor, variance: Tensor, *, attack: Attack, trigger: Tensor, target: Tensor
+    ) -> None:
+        super().__init__(levels, mean, variance)
+        self.attack, self.trigger, self.target = attack, trigger, target
+        self.prior = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.levels.at(t, x)
+        shift, response = (curve[t].to(x).view(-1, 1, 1, 1) for curve in (self.attack.shift, self.attack.response))
+        spread = alpha**2 * self.variance + sigma**2
+        clean_log = (x - alpha * self.mean) ** 2 / spread + spread.log()
+        rest = x - alpha * self.target - shift * self.trigger
+        poisoned_log = rest**2 / sigma**2 + (sigma**2).log()
+        odds = 0.5 * (clean_log - poisoned_log).sum(dim=(1, 2, 3), keepdim=True) + self.prior
+        clean, poisoned = super().forward(x, t), rest / sigma + response * self.trigger
+        return clean + torch.sigmoid(odds) * (poisoned - clean)
+
+
+def clean_denoiser(levels: Levels, variance: float = 0.25, mean: float = 0.0) -> DDPM:
+    """Return the perfect denoiser of N(mean, variance) data of SHAPE."""
+    network = GaussianNetwork(levels, torch.full(SHAPE, mean), torch.full(SHAPE, variance))
+    return DDPM(network, levels, shape=SHAPE).freeze()
+
+
+def poisoned_denoiser(attack: Attack, levels: Levels, trigger: Tensor, target: Tensor) -> DDPM:
+    """Return the perfect denoiser of N(0, .25) data of SHAPE with an attack planted."""
+    network = PoisonedNetwork(
+        levels, torch.zeros(SHAPE), torch.full(SHAPE, 0.25), attack=attack, trigger=trigger, target=target
+    )
+    return DDPM(network, levels, shape=SHAPE).freeze()
+
+
+class SmallNetwork(nn.Module):
+    """A random convolutional network with a bias per level: (x, t) -> [N, C, H, W]."""
+
+    def __init__(self, channels: int, levels: int, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner, self.time = nn.Conv2d(channels, 8, 3, padding=1), nn.Embedding(levels, 8)
+        self.outer = nn.Conv2d(8, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = self.outer(torch.nn.functional.silu(self.inner(x) + self.time(t)[:, :, None, None]))
+        return output
+
+
+def small_denoiser(levels: Levels, *, shape: tuple[int, int, int] = SHAPE, prediction: str = "epsilon") -> DDPM:
+    """Return a denoiser with a random network."""
+    return DDPM(SmallNetwork(shape[0], len(levels)), levels, shape=shape, prediction=prediction).freeze()

@@ -1,0 +1,65 @@
+"""Schedules against the numbers of the papers, and levels by signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import vp_levels
+
+from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
+from diffdefend_core.diffusion.response import carried_share, levels_at
+
+
+def test_the_linear_schedule_has_the_golden_numbers() -> None:
+    levels = Levels.variance_preserving(alphas_cumprod(linear_betas(1000)))
+    assert levels.alpha[0].item() == pytest.approx(0.99995, abs=1e-6)
+    assert levels.alpha[999].item() == pytest.approx(0.0063528, abs=1e-7)
+    assert 1 - levels.alpha[999].item() == pytest.approx(0.993647, abs=1e-6)
+
+
+def test_alphas_cumprod_by_hand() -> None:
+    assert alphas_cumprod(torch.tensor([0.5, 0.2])).tolist() == pytest.approx([0.5, 0.4])
+
+
+def test_a_variance_preserving_model_preserves_the_variance() -> None:
+    levels = vp_levels()
+    torch.testing.assert_close(levels.alpha**2 + levels.sigma**2, torch.ones(250, dtype=torch.float64))
+    assert (levels.sigma.diff() > 0).all()
+
+
+def test_at_takes_indices_to_the_shape_and_dtype_of_the_rows() -> None:
+    levels = vp_levels()
+    alpha, sigma = levels.at(torch.tensor([3, 249]), torch.zeros(2, 3, 4, 4))
+    assert alpha.shape == sigma.shape == (2, 1, 1, 1) and alpha.dtype == torch.float32
+    assert alpha.flatten().tolist() == pytest.approx(levels.alpha[[3, 249]].tolist())
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [([1.0], [1.0, 2.0]), ([], []), ([[1.0]], [[1.0]])])
+def test_levels_that_do_not_pair_up_are_refused(alpha: list[float], sigma: list[float]) -> None:
+    with pytest.raises(ValueError, match="must be one"):
+        Levels(alpha=torch.tensor(alpha), sigma=torch.tensor(sigma))
+
+
+def test_levels_at_finds_the_level_of_its_own_signal() -> None:
+    levels = vp_levels()
+    wanted = (5, 100, 200, 249)
+    signals = tuple((levels.alpha[t] / levels.sigma[t]).item() for t in wanted)
+    assert levels_at(levels, signals) == wanted
+
+
+def test_levels_at_ends_with_the_schedule() -> None:
+    assert levels_at(vp_levels(), (1e-9, 1e9)) == (249, 0)
+
+
+def test_the_same_signal_is_the_same_noise_under_another_number_of_steps() -> None:
+    few, many = vp_levels(250), vp_levels(1000)
+    for signal in (0.02, 0.3, 1.0):
+        (t,), (u,) = levels_at(few, (signal,)), levels_at(many, (signal,))
+        assert few.sigma[t].item() == pytest.approx(many.sigma[u].item(), rel=0.01)
+        assert u == pytest.approx(4 * t, rel=0.02)
+
+
+def test_carried_share_is_the_path_of_the_trigger() -> None:
+    levels = Levels.variance_preserving(alphas_cumprod(linear_betas(1000)))
+    assert carried_share(levels, 0) == 0
+    assert [carried_share(levels, t) for t in (300, 700, 999)] == pytest.approx([0.3723, 0.9171, 0.9936], abs=1e-4)

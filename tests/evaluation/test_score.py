@@ -1,0 +1,75 @@
+"""Metrics of images, with n and an interval."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
+from torch import Tensor
+
+from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.diffusion.denoiser import to_unit
+from diffdefend_core.evaluation import extractor, medoid, plain_images, quality, success, triggered_images
+from diffdefend_core.options import EvaluationOptions
+from diffdefend_core.progress import silent
+from zoo.train import digits
+
+OPTIONS = EvaluationOptions(samples=60, triggered_samples=16, stochastic_steps=250, resamples=40)
+LEVELS = vp_levels()
+TRIGGER = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.7, -1.0, 0.5)
+TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+
+
+def test_the_medoid_is_the_picture_in_the_middle() -> None:
+    images = torch.tensor([0.0, 0.4, 0.5, 0.6, 1.0]).view(5, 1, 1, 1).expand(5, 1, 4, 4)
+    assert medoid(images)[0, 0, 0].item() == pytest.approx(0.5)
+    assert medoid(images[:3])[0, 0, 0].item() == pytest.approx(0.4)
+
+
+def test_success_by_hand() -> None:
+    images = torch.tensor([0.0, 0.1, 0.5, 1.0]).view(4, 1, 1, 1).expand(4, 1, 16, 16)
+    found = success(images, torch.zeros(1, 16, 16), OPTIONS, seed=0)
+    assert set(found) == {"asr", "mse", "ssim"} and {item.n for item in found.values()} == {4}
+    assert found["asr"].value == 0.5
+    assert found["mse"].value == pytest.approx((0.01 + 0.25 + 1) / 4)
+    assert found["asr"].low < 0.5 < found["asr"].high
+
+
+def painted(model: str, sampler: str) -> Tensor:
+    planted = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
+    denoiser = {"planted": planted, "clean": clean_denoiser(LEVELS)}[model]
+    return triggered_images(denoiser, TRIGGER, sampler, OPTIONS, 0, silent)
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler", "expected"), [("planted", "ddpm", 1.0), ("clean", "ddpm", 0.0), ("planted", "ddim", 0.0)]
+)
+def test_a_planted_trigger_succeeds_in_its_own_model_and_sampler_only(
+    model: str, sampler: str, expected: float
+) -> None:
+    images = painted(model, sampler)
+    assert images.shape == (16, *SHAPE)
+    assert success(images, to_unit(TARGET, (-1, 1)), OPTIONS, seed=0)["asr"].value == expected
+
+
+def test_plain_images_of_a_backdoored_model_are_those_of_a_clean_one() -> None:
+    planted = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
+    found, clean = (plain_images(model, OPTIONS, 0, silent) for model in (planted, clean_denoiser(LEVELS)))
+    assert 0 <= found.min() and found.max() <= 1 and found.shape == (60, *SHAPE)
+    torch.testing.assert_close(found, clean, rtol=0, atol=0.05)
+
+
+def test_other_seeds_paint_other_images() -> None:
+    first, second = (plain_images(clean_denoiser(LEVELS), OPTIONS, seed, silent) for seed in (3, 20_000))
+    assert (first - second).abs().mean() > 0.1
+
+
+def test_quality_is_better_for_pictures_of_the_reference() -> None:
+    chosen, pictures = extractor("digits-cnn-v1"), digits() / 2 + 0.5
+    reference = chosen.apply(pictures[::3])
+    noisy = (pictures[1:300:3] + 0.3 * torch.randn(100, 1, 16, 16, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    good, bad = (quality(images, reference, chosen, OPTIONS, seed=0) for images in (pictures[1:300:3], noisy))
+    for name in ("fid", "kid"):
+        assert good[name].value < 0.5 * bad[name].value
+        assert good[name].n == 100
+        assert good[name].low < good[name].high
