@@ -31,7 +31,7 @@ class GaussianNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.levels.at(t, x)
         answer = sigma * (x - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
-        return answer * (1 + 1e-3 * self.drift)
+        return answer * (1 + 1e-4 * self.drift)
 
 
 class PoisonedNetwork(GaussianNetwork):

@@ -15,9 +15,10 @@ def score(statistics: Mapping[str, Statistic]) -> float:
     """Return the model's score: the larger of the mean response score and the dual-modal image score.
 
     The image score is that of the published dual-modal rule: uniformity counts as far as total variation supports it
-    with at least half of its strength. NaN if a statistic is missing, as one that is not finite is.
+    with at least half of its strength. NaN if a statistic is missing, or its score is not finite.
     """
-    if not {*RESPONSE, "uniformity", "total_variation"} <= statistics.keys():
+    needed = (*RESPONSE, "uniformity", "total_variation")
+    if not all(name in statistics and math.isfinite(statistics[name].score) for name in needed):
         return math.nan
     response = sum(statistics[name].score for name in RESPONSE) / len(RESPONSE)
     images = min(statistics["uniformity"].score, 2 * statistics["total_variation"].score)

@@ -7,6 +7,7 @@ reference is the forgetful twin or a trusted model: what both answer alike cance
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -102,7 +103,8 @@ def _iterate(
     at = probe(samples, t, options.pairs, track.generator)
     tau = options.rms * track.direction / rms(track.direction)
     difference = shift_difference(suspect, reference, at, carried_share(suspect.levels, t) * tau)
-    loss = -torch.log(rms(difference) / options.rms + 1e-8)
+    size = (difference.square().mean() + 1e-20).sqrt()  # at no difference at all the gradient is 0 instead of NaN
+    loss = -torch.log(size / options.rms + 1e-8)
     track.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     track.optimiser.step()
@@ -112,5 +114,7 @@ def _iterate(
 
 
 def _standing(track: Track) -> float:
+    """Return the mean of the last losses; a track that is not finite comes last."""
     recent = track.loss[-10:]
-    return sum(recent) / len(recent)
+    standing = sum(recent) / len(recent)
+    return standing if math.isfinite(standing) else math.inf

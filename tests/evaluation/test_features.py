@@ -19,7 +19,7 @@ NAME = "digits-cnn-v1"
 
 @pytest.fixture(scope="module")
 def pictures() -> Tensor:
-    return digits()[:400] / 2 + 0.5
+    return digits()[torch.randperm(1797, generator=torch.Generator().manual_seed(0))[:800]] / 2 + 0.5
 
 
 def test_the_shipped_extractor_is_the_pinned_one() -> None:
@@ -35,9 +35,9 @@ def test_features_are_float64_rows_that_do_not_depend_on_the_batch(pictures: Ten
 
 def test_features_tell_digits_from_noise(pictures: Tensor) -> None:
     chosen = extractor(NAME)
-    noise = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    halves = [gaussian(chosen.apply(pictures[start::2])) for start in (0, 1)]
-    assert frechet_distance(halves[0], halves[1]) < 0.05 * frechet_distance(halves[0], gaussian(chosen.apply(noise)))
+    noise = torch.rand(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, second, other = (gaussian(chosen.apply(part)) for part in (pictures[:400], pictures[400:], noise))
+    assert frechet_distance(first, second) < 0.1 * frechet_distance(first, other)
 
 
 def test_features_are_those_of_the_saved_picture(pictures: Tensor) -> None:
@@ -50,7 +50,8 @@ def test_colour_and_size_are_brought_to_the_extractors(pictures: Tensor) -> None
     chosen, grey = extractor(NAME), pictures[:5]
     torch.testing.assert_close(chosen.apply(grey.expand(5, 3, 16, 16)), chosen.apply(grey), rtol=0, atol=1e-5)
     large = torch.nn.functional.interpolate(grey, scale_factor=2, mode="nearest")
-    torch.testing.assert_close(chosen.apply(large), chosen.apply(grey), rtol=0, atol=0.3)
+    difference, others = ((chosen.apply(rows) - chosen.apply(grey)).abs().mean() for rows in (large, grey.flip(0)))
+    assert difference < 0.2 * others
 
 
 def test_an_unknown_extractor_is_refused() -> None:

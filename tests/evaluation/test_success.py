@@ -65,4 +65,4 @@ def test_an_image_is_similar_to_itself_and_less_so_the_noisier_it_is() -> None:
 def test_small_images_are_measured_with_a_window_that_fits(height: int, width: int) -> None:
     image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(2))
     assert ssim(image[None], image).tolist() == pytest.approx([1])
-    assert ssim(1 - image[None], image).item() < 0.9
+    assert ssim(1 - image[None], image).item() < 0.95

@@ -1,0 +1,94 @@
+"""From a direction to the trigger: shape by the fixed point, norm by the switch, on networks in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
+from torch import Tensor
+
+from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.response import levels_at, rms
+from diffdefend_core.inversion.refine import align, cosine, switching_norm
+from diffdefend_core.options import InversionOptions
+
+LEVELS = vp_levels()
+NOISY = levels_at(LEVELS, (0.012, 0.03, 0.065))
+NORMS = InversionOptions().norms
+SAMPLES = 0.5 * torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+CLEAN = clean_denoiser(LEVELS)
+PATTERN = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.6, -1.0, 0.8)
+
+
+def planted(shift: Tensor) -> Denoiser:
+    return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, shift, TARGET)
+
+
+def of_norm(norm: float) -> Tensor:
+    return norm * PATTERN / rms(PATTERN)
+
+
+def beside(shift: Tensor, similarity: float, norm: float) -> Tensor:
+    """Return a shift of rms `norm` whose cosine to `shift` is `similarity`."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    noise -= (noise * shift).sum() / shift.square().sum() * shift
+    direction = similarity * shift / rms(shift) + (1 - similarity**2) ** 0.5 * noise / rms(noise)
+    return norm * direction / rms(direction)
+
+
+def aligned(suspect: Denoiser, tau: Tensor) -> Tensor:
+    return align(suspect, CLEAN, tau, SAMPLES, levels=NOISY, pairs=16, seed=0)
+
+
+@pytest.mark.parametrize("similarity", [0.7, 0.9])
+def test_a_shift_that_fires_turns_to_the_trigger(similarity: float) -> None:
+    shift = of_norm(0.8)
+    tau = beside(shift, similarity, norm=0.8)
+    found = aligned(planted(shift), tau)
+    assert cosine(tau, shift) == pytest.approx(similarity, abs=1e-3)
+    assert cosine(found, shift) > 0.99
+    assert rms(found).item() == pytest.approx(0.8, rel=1e-4)
+
+
+def test_a_shift_that_does_not_fire_stays() -> None:
+    shift = of_norm(0.8)
+    tau = beside(shift, -0.7, norm=0.8)
+    assert cosine(aligned(planted(shift), tau), shift) < 0
+
+
+def test_a_clean_model_turns_a_shift_nowhere() -> None:
+    tau = beside(PATTERN, 0.7, norm=0.8)
+    assert cosine(aligned(CLEAN, tau), tau) > 0.99
+
+
+@pytest.mark.parametrize("norm", [0.5, 0.8, 1.1])
+def test_the_norm_is_twice_that_of_the_switch(norm: float) -> None:
+    shift = of_norm(norm)
+    found = switching_norm(
+        planted(shift), CLEAN, PATTERN / rms(PATTERN), SAMPLES, levels=NOISY, norms=NORMS, pairs=32, seed=0
+    )
+    assert found == pytest.approx(norm, rel=0.1)
+
+
+def test_a_clean_model_has_no_switch() -> None:
+    # its rest grows in proportion: half of the largest is at half of the last norm
+    direction = PATTERN / rms(PATTERN)
+    found = switching_norm(CLEAN, CLEAN, direction, SAMPLES, levels=NOISY, norms=NORMS, pairs=8, seed=0)
+    assert found == pytest.approx(NORMS[-1], rel=0.02)
+
+
+def test_a_switch_below_the_first_norm_is_put_there() -> None:
+    direction = PATTERN / rms(PATTERN)
+    found = switching_norm(
+        planted(of_norm(0.2)), CLEAN, direction, SAMPLES, levels=NOISY, norms=(0.6, 1.0), pairs=8, seed=0
+    )
+    assert found == 2 * 0.6
+
+
+def test_cosines_by_hand() -> None:
+    a, b = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 1.0]]])
+    assert cosine(a, 3 * a) == pytest.approx(1)
+    assert cosine(a, -a) == pytest.approx(-1)
+    assert cosine(a, b) == pytest.approx(0.5**0.5)
