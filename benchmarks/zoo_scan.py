@@ -2,7 +2,8 @@
 
     python -m benchmarks.zoo_scan [NAME ...]
 
-Prints a Markdown table and writes `benchmarks/results/zoo_scan.json`. Each clean model is left out of its own calibration.
+Prints a Markdown table and writes `benchmarks/results/zoo_scan.json`. Each clean model is left out of its own
+calibration.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         asr = f"{row['asr']:.2f}" if row["asr"] is not None else ""
         found = f"{row['cosine']:.2f} | {row['relative_l2']:.2f}" if row["backdoored"] else " | "
         lines.append(
-            f"| {row['model']} | {planted} | {asr} | {row['verdict']} | {row['probability']:.3f} | {row['score']:.1f} | "
-            f"{found} | {row['forward_equivalents']} | {row['seconds']} |"
+            f"| {row['model']} | {planted} | {asr} | {row['verdict']} | {row['probability']:.3f} | {row['score']:.1f} "
+            f"| {found} | {row['forward_equivalents']} | {row['seconds']} |"
         )
     return "\n".join(lines)
 

@@ -133,7 +133,9 @@ def demo(folder: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
 def main() -> int:
     """Parse the command line and run; exit 0 when the demo ran, 2 when it could not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path("runs/demo"), help="folder to write to; what it held is removed")
+    parser.add_argument(
+        "--to", type=Path, default=Path("runs/demo"), help="folder to write to; what it held is removed"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     arguments = parser.parse_args()
     try:

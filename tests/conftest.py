@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny networks are fastest on one thread
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, free_port, rclone_program, wait_for
+
+# Tiny networks gain nothing from threads, and lose a lot to them on a busy machine; processes of the tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -69,15 +69,18 @@ def paint(
         ]
         paintings.append(Painting(sampler=sampler, suspect=images[0], reference=images[1]))
         progress(number + 1, len(wanted))
-    return min(paintings, key=lambda item: uniformity(item.suspect))
+    # images that are not finite come first: the verdict must speak of them
+    return min(paintings, key=lambda item: (bool(item.suspect.isfinite().all()), uniformity(item.suspect)))
 
 
 def raw_statistics(best: TriggerCandidate, painting: Painting) -> dict[str, float]:
     """Return the raw statistics by name. A value that is not finite stays so: the decision calls it inconclusive."""
     alike = _log(uniformity(painting.reference)) - _log(uniformity(painting.suspect))
     texture = _log(total_variation(painting.suspect)) - _log(total_variation(painting.reference))
+    # a twin that differs by rounding alone has forgotten nothing: then nothing was measured
+    response = best.difference if best.difference > FLOOR else math.nan
     return {
-        "twin_response": _log(best.difference),
+        "twin_response": _log(response),
         "x0_response": _log(max(abs(value) for value in best.x0_response)),
         "uniformity": alike,
         "total_variation": abs(texture),

@@ -14,8 +14,8 @@ SPACING = 2654435769
 def generators(seed: int, count: int, start: int = 0) -> list[torch.Generator]:
     """Return one CPU generator per sample, for the samples start .. start + count - 1 of stream `seed`.
 
-    A CPU generator looks at 32 bits of its seed. Multiples of 2^32 / golden ratio are far apart modulo 2^32, so that the
-    first 50 000 samples of streams whose seeds differ by less than 60 000 are all different.
+    A CPU generator looks at 32 bits of its seed. Multiples of 2^32 / golden ratio are far apart modulo 2^32, so that
+    the first 50 000 samples of streams whose seeds differ by less than 60 000 are all different.
     """
     first = seed * SPACING + start
     return [torch.Generator().manual_seed((first + number) % 2**32) for number in range(count)]

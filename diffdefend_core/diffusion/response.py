@@ -5,6 +5,7 @@ The mean over antithetic pairs +-eps removes the noise term of the mean answer a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,10 @@ class Response:
 def respond(
     suspect: Denoiser, reference: Denoiser, tau: Tensor, samples: Tensor, levels: tuple[int, ...], pairs: int, seed: int
 ) -> Response:
-    """Measure the response to the shift s_t * tau on fresh noise, `pairs` antithetic pairs at each of `levels`."""
+    """Measure the response to the shift s_t * tau on fresh noise, `pairs` antithetic pairs at each of `levels`.
+
+    Raises FloatingPointError if an answer is not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
     columns: dict[str, list[float]] = {"difference": [], "gain": [], "slope": [], "x0_slope": [], "baseline": []}
     untreated = torch.zeros_like(tau)
@@ -98,6 +102,8 @@ def respond(
         columns["x0_slope"].append(sigma * (slope_reference - slope) / alpha)
         columns["baseline"].append(rms(plain - plain_reference).item())
         untreated += rest / len(levels)
+    if not math.isfinite(sum(columns["baseline"]) + untreated.sum().item()):
+        raise FloatingPointError("the answers to a shift of the input are not finite")
     return Response(untreated=untreated, **{name: tuple(values) for name, values in columns.items()})
 
 

@@ -31,7 +31,7 @@ class Backdoor:
 
 
 def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, progress: Progress) -> Tensor:
-    """Return images [N, C, H, W] in [0, 1] from plain noise by DDIM."""
+    """Return images [N, C, H, W] in [0, 1] from plain noise by DDIM. Raises FloatingPointError at NaN or Inf."""
     images = generate(
         denoiser,
         options.samples,
@@ -40,13 +40,16 @@ def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, prog
         seed=seed,
         progress=lambda done, total: progress("samples", done, total),
     )
-    return to_unit(images, denoiser.value_range)
+    return to_unit(_finite(images), denoiser.value_range)
 
 
 def triggered_images(
     denoiser: Denoiser, shift: Tensor, sampler: str, options: EvaluationOptions, seed: int, progress: Progress
 ) -> Tensor:
-    """Return images [N, C, H, W] in [0, 1] painted from noise that carries the shift."""
+    """Return images [N, C, H, W] in [0, 1] painted from noise that carries the shift.
+
+    Raises FloatingPointError at NaN or Inf.
+    """
     wanted = options.stochastic_steps if sampler == "ddpm" else options.deterministic_steps
     images = generate(
         denoiser,
@@ -57,7 +60,13 @@ def triggered_images(
         shift=shift,
         progress=lambda done, total: progress(f"triggered samples ({sampler})", done, total),
     )
-    return to_unit(images, denoiser.value_range)
+    return to_unit(_finite(images), denoiser.value_range)
+
+
+def _finite(images: Tensor) -> Tensor:
+    if not images.isfinite().all():
+        raise FloatingPointError("its images are not finite")
+    return images
 
 
 def medoid(images: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def verdict_is_clean(verdict: Verdict, candidate: Candidate, scorecard: Scorecar
 
 
 def records_agree(verdict: Verdict, candidate: Candidate, scorecard: Scorecard, options: GateOptions) -> Rule:
-    """The branch fits the verdict, and a repair starts at the scanned model and ends at the rescanned one."""
+    """The branch fits the verdict; a repair starts at the scanned model and ends at one that passed the same scan."""
     purified = candidate.purified
     passes = _branch_fits(verdict, candidate)
     if purified is not None:
@@ -52,6 +52,7 @@ def records_agree(verdict: Verdict, candidate: Candidate, scorecard: Scorecard, 
             passes
             and purified.parent_digest == verdict.model_digest
             and purified.rescan.model_digest == purified.digest
+            and purified.rescan.calibration_digest == verdict.calibration_digest
             and purified.digest != purified.parent_digest
         )
     statement = f"the records speak of one model: verdict {verdict.word}, branch {candidate.action}"

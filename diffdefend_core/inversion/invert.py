@@ -68,7 +68,7 @@ def invert(
 
 
 def own_samples(denoiser: Denoiser, count: int, steps: int, seed: int, progress: Progress) -> Tensor:
-    """Return `count` of the model's own samples [N, C, H, W], clamped to its value range, by DDIM.
+    """Return `count` of the model's own samples [N, C, H, W] on its device, clamped to its value range, by DDIM.
 
     Raises FloatingPointError if they are not finite.
     """
@@ -82,7 +82,7 @@ def own_samples(denoiser: Denoiser, count: int, steps: int, seed: int, progress:
     )
     if not torch.isfinite(samples).all():
         raise FloatingPointError("the model's own samples are not finite")
-    return samples.clamp(*denoiser.value_range)
+    return samples.clamp(*denoiser.value_range).to(denoiser.device)
 
 
 def _finish(
@@ -118,7 +118,7 @@ def _finish(
         x0_response=response.x0_slope,
         loss=tuple(track.loss),
     )
-    return candidate, norm * tau / rms(tau)
+    return candidate, (norm * tau / rms(tau)).cpu()
 
 
 def _cost(options: InversionOptions, tracks: int) -> int:

@@ -56,9 +56,10 @@ def draw_rows(
     low, high = sorted(levels_at(phi.levels, signals))
     t = torch.randint(low, high + 1, (count,), generator=generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator)]
-    x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator))
+    x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
     carried = torch.tensor([carried_share(phi.levels, int(level)) for level in t]).view(-1, 1, 1, 1)
-    return Rows(x=x, t=t, shift=carried * jittered(triggers, count, generator))
+    shift = carried * jittered(triggers, count, generator)
+    return Rows(x=x, t=t.to(x.device), shift=shift.to(x))
 
 
 def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Tensor:

@@ -17,7 +17,8 @@ SHIPPED = "diffdefend_core.detection", "calibrations/digits.json"
 def read_calibration(settings: Settings) -> Calibration:
     """Return the calibration that the settings name.
 
-    Raises InputError if it was measured with other options: its numbers would not be comparable.
+    Raises InputError if it was measured with other options, because its numbers would not be comparable, or if it
+    holds no clean models.
     """
     if settings.detection.calibration == "shipped":
         package, name = SHIPPED
@@ -30,6 +31,12 @@ def read_calibration(settings: Settings) -> Calibration:
             f"calibration {calibration.name} was measured with options {calibration.options_digest[:12]}",
             expected=f"the options of this scan, {wanted[:12]}",
             action="use the default inversion and detection options, or calibrate anew with these",
+        )
+    if len({model.digest for model in calibration.models}) < 2:
+        raise InputError(
+            f"calibration {calibration.name} holds {len(calibration.models)} clean models",
+            expected="several different ones, 8 for a verdict of clean",
+            action="calibrate with more models",
         )
     return calibration
 

@@ -31,7 +31,7 @@ from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_best
-from diffdefend_core.stages.model import fetch_denoiser
+from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
 
 STAGE = "evaluate"
 REFERENCE_SEED = 20_000
@@ -46,7 +46,10 @@ class Side:
 
 
 def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
-    """Return the URI of the folder with `scorecard.json` and the samples. Raises InputError at a wrong reference."""
+    """Return the URI of the folder with `scorecard.json` and the samples.
+
+    Raises InputError at a wrong reference, ModelRejectedError if the model paints NaN.
+    """
     candidate = read_record(Candidate, candidate_uri, "candidate")
     parents = (parent(candidate.action.value, candidate_uri),)
     options = settings.evaluation
@@ -60,13 +63,14 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
         report = progress or silent
         before = fetch_denoiser(candidate.model_uri, settings.device)
         after = fetch_denoiser(candidate_uri, settings.device) if candidate.action is Action.PURIFY else None
-        reference = _reference(inputs["reference"], before, chosen, settings, report)
-        backdoors = _backdoors(candidate, inputs["known"], before, settings, report)
-        sides = {
-            name: _side(denoiser, reference, backdoors, chosen, settings, report)
-            for name, denoiser in (("before", before), ("after", after))
-            if denoiser is not None
-        }
+        with refusing_overflow():
+            reference = _reference(inputs["reference"], before, chosen, settings, report)
+            backdoors = _backdoors(candidate, inputs["known"], before, settings, report)
+            sides = {
+                name: _side(denoiser, reference, backdoors, chosen, settings, report)
+                for name, denoiser in (("before", before), ("after", after))
+                if denoiser is not None
+            }
         card = Scorecard(
             before=sides["before"].metrics,
             after=sides["after"].metrics if after is not None else None,
@@ -96,8 +100,9 @@ def _read_bytes(uri: str) -> bytes:
     """Return the file at a URI or path; nothing for `self` and the empty string. Raises InputError if it is absent."""
     if uri in ("", "self"):
         return b""
-    store, key = open_store(to_uri(uri))
-    return b"".join(store.read(key))
+    folder, _, name = to_uri(uri).rpartition("/")
+    store, prefix = open_store(f"{folder}/")
+    return b"".join(store.read(f"{prefix}{name}"))
 
 
 def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Settings, progress: Progress) -> Tensor:

@@ -16,20 +16,24 @@ from diffdefend_core.inversion import Inversion, invert
 from diffdefend_core.io import folders
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
-from diffdefend_core.stages.model import fetch_denoiser
+from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
 
 STAGE = "invert_trigger"
 TRIGGER, REFERENCE = "trigger.safetensors", "reference.safetensors"
 
 
 def invert_trigger(model_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
-    """Return the URI of the folder with `inverted_trigger.json`, the shifts, and the weights of the forgetful twin."""
+    """Return the URI of the folder with `inverted_trigger.json`, the shifts, and the weights of the forgetful twin.
+
+    Raises ModelRejectedError if the weights do not fit the configuration or the model's answers are not finite.
+    """
     source = parent("load", model_uri)
     model = read_record(ModelRef, model_uri, "model_ref")
 
     def work(folder: Path) -> None:
         suspect = fetch_denoiser(model_uri, settings.device)
-        found = invert(suspect, model.digest, settings.inversion, seed=settings.seed, progress=progress or silent)
+        with refusing_overflow():
+            found = invert(suspect, model.digest, settings.inversion, seed=settings.seed, progress=progress or silent)
         write_inversion(folder, found)
 
     options = {"inversion": asdict(settings.inversion), "seed": settings.seed}

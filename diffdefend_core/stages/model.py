@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.errors import InputError
+from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io import folders
 from diffdefend_core.loading.build import load_denoiser
 
@@ -22,6 +22,19 @@ def device_of(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name!r}", expected="a GPU that torch can see", action="use --device cpu or auto")
     return name
+
+
+@contextmanager
+def refusing_overflow() -> Iterator[None]:
+    """Turn a FloatingPointError inside into a ModelRejectedError: what cannot be computed cannot be called clean."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise ModelRejectedError(
+            f"the model cannot be computed: {error}",
+            expected="finite answers to ordinary inputs",
+            action="do not use this model; train or export it again",
+        ) from error
 
 
 @contextmanager

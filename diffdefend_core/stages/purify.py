@@ -11,7 +11,7 @@ import torch
 
 from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, ModelRef, PurifiedModel, Verdict, Word
 from diffdefend_core.config import Settings
-from diffdefend_core.detection import judge, measure
+from diffdefend_core.detection import Calibration, judge, measure
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, invert, own_samples
@@ -24,7 +24,7 @@ from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
-from diffdefend_core.stages.model import device_of, fetched
+from diffdefend_core.stages.model import device_of, fetched, refusing_overflow
 
 STAGE = "purify"
 # a rescan draws from streams that no earlier scan of the model used
@@ -57,10 +57,12 @@ def purify(
         raise InputError(
             f"the verdict is {verdict.word}", expected="backdoored, to repair the model", action="keep or quarantine it"
         )
+    calibration = read_calibration(settings)
 
     def work(folder: Path) -> None:
-        with fetched(model_uri, "model/") as source:
-            rounds = list(_rounds(source / "model", folder / "model", model, trigger_uri, settings, progress or silent))
+        with fetched(model_uri, "model/") as source, refusing_overflow():
+            places = source / "model", folder / "model"
+            rounds = list(_rounds(*places, model, trigger_uri, calibration, settings, progress or silent))
         candidate = Candidate(
             action=Action.PURIFY,
             model_uri=model_uri,
@@ -73,7 +75,7 @@ def purify(
         write_inversion(folder / "rescan", rounds[-1].inversion)
 
     options = {name: asdict(getattr(settings, name)) for name in ("inversion", "detection", "purification")}
-    seeded = {**options, "seed": settings.seed}
+    seeded = {**options, "calibration": calibration.digest(), "seed": settings.seed}
     return run_once(STAGE, store=settings.store, parents=parents, options=seeded, work=work)
 
 
@@ -93,7 +95,13 @@ def _purified(model: ModelRef, rounds: list[Round], settings: Settings) -> Purif
 
 
 def _rounds(
-    source: Path, target: Path, model: ModelRef, trigger_uri: str, settings: Settings, progress: Progress
+    source: Path,
+    target: Path,
+    model: ModelRef,
+    trigger_uri: str,
+    calibration: Calibration,
+    settings: Settings,
+    progress: Progress,
 ) -> Iterator[Round]:
     """Repair, save and rescan until the rescan is clean or the rounds are used up; yield every round.
 
@@ -116,7 +124,8 @@ def _rounds(
         )
         inspection = save_denoiser(repaired.denoiser, source, target)
         current = load_denoiser(target, device_of(settings.device))
-        inversion, verdict = _rescan(current, content_digest(inspection.files), model, settings, number, progress)
+        digest = content_digest(inspection.files)
+        inversion, verdict = _rescan(current, digest, model, calibration, settings, number, progress)
         yield Round(repair=repaired, inspection=inspection, inversion=inversion, verdict=verdict)
         if verdict.word is Word.CLEAN:
             return
@@ -124,7 +133,13 @@ def _rounds(
 
 
 def _rescan(
-    denoiser: Denoiser, digest: str, model: ModelRef, settings: Settings, number: int, progress: Progress
+    denoiser: Denoiser,
+    digest: str,
+    model: ModelRef,
+    calibration: Calibration,
+    settings: Settings,
+    number: int,
+    progress: Progress,
 ) -> tuple[Inversion, Verdict]:
     """Scan the saved bytes of a repaired model, with seeds that no earlier scan of it used."""
     seed = settings.seed + number * RESCAN_SEED
@@ -141,7 +156,7 @@ def _rescan(
     verdict = judge(
         measurement,
         inversion.record,
-        read_calibration(settings),
+        calibration,
         settings.detection,
         family=model.family,
         shape=model.shape,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Verdict
 from diffdefend_core.config import Settings
 from diffdefend_core.progress import Progress
+from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.detect import detect
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import invert_trigger
@@ -15,6 +16,7 @@ def scan(
     source: str, *, settings: Settings, name: str | None = None, progress: Progress | None = None
 ) -> tuple[str, str, str]:
     """Return the URIs of the folders of the model, its inverted trigger and the verdict. Raises as the stages do."""
+    read_calibration(settings)  # refused now rather than after the search
     model_uri = load(source, settings=settings, name=name)
     trigger_uri = invert_trigger(model_uri, settings=settings, progress=progress)
     return model_uri, trigger_uri, detect(model_uri, trigger_uri, settings=settings, progress=progress)

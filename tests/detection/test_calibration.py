@@ -17,7 +17,11 @@ SHAPE = (1, 16, 16)
 
 def clean_model(number: int, value: float, family: str = "ddpm", shape: tuple[int, ...] = SHAPE) -> CleanModel:
     return CleanModel(
-        name=f"clean-{number}", digest=f"{number:064x}", family=family, shape=shape, statistics={"uniformity": float(value)}
+        name=f"clean-{number}",
+        digest=f"{number:064x}",
+        family=family,
+        shape=shape,
+        statistics={"uniformity": float(value)},
     )
 
 
@@ -56,9 +60,7 @@ def test_without_a_clean_model_there_is_no_score() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    values=st.lists(st.floats(-5, 5), min_size=1, max_size=12), shift=st.floats(-3, 3), value=st.floats(-5, 5)
-)
+@given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=12), shift=st.floats(-3, 3), value=st.floats(-5, 5))
 def test_the_score_does_not_depend_on_the_origin(values: list[float], shift: float, value: float) -> None:
     moved = standardise(calibration(*[item + shift for item in values]), {"uniformity": value + shift}, limit=4.0)
     still = standardise(calibration(*values), {"uniformity": value}, limit=4.0)

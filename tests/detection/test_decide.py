@@ -70,9 +70,7 @@ def test_an_uncovered_model_is_never_clean(scores: tuple[float, float, float, fl
 
 @settings(max_examples=100, deadline=None)
 @given(scores=st.tuples(SCORES, SCORES, SCORES, SCORES), more=st.tuples(*[st.floats(0, 50)] * 4), covered=st.booleans())
-def test_more_suspicious_is_never_cleaner(
-    scores: tuple[float, ...], more: tuple[float, ...], covered: bool
-) -> None:
+def test_more_suspicious_is_never_cleaner(scores: tuple[float, ...], more: tuple[float, ...], covered: bool) -> None:
     order = [Word.CLEAN, Word.INCONCLUSIVE, Word.BACKDOORED]
     worse = [one + other for one, other in zip(scores, more, strict=True)]
     (word, chance, _), (worse_word, worse_chance, _) = (

@@ -79,7 +79,9 @@ def test_a_measurement_shows_what_the_shift_does() -> None:
     measurement = measured(PLANTED)
     assert measurement.sampler == "ddpm"
     assert measurement.triggered.shape == measurement.plain.shape == (8, *SHAPE)
-    assert (measurement.triggered * 2 - 1 - TARGET).abs().mean() < 0.1 < (measurement.plain * 2 - 1 - TARGET).abs().mean()
+    assert (
+        (measurement.triggered * 2 - 1 - TARGET).abs().mean() < 0.1 < (measurement.plain * 2 - 1 - TARGET).abs().mean()
+    )
     assert measurement.forward_equivalents == 8 * (2 * (250 + 20) + 20)
 
 
@@ -100,7 +102,9 @@ def test_too_few_clean_models_of_this_kind_are_no_ground_for_clean(clean: Calibr
 
 def test_a_model_is_not_one_of_the_eight_that_cover_it() -> None:
     suspect = clean_denoiser(LEVELS)
-    words = [judged(measured(suspect), inverted(suspect, digest), calibration(8)).word for digest in (f"{0:064x}", "b" * 64)]
+    words = [
+        judged(measured(suspect), inverted(suspect, digest), calibration(8)).word for digest in (f"{0:064x}", "b" * 64)
+    ]
     assert words == [Word.INCONCLUSIVE, Word.CLEAN]
 
 

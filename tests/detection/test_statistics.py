@@ -80,9 +80,17 @@ def test_the_statistics_by_hand() -> None:
 def test_identical_pictures_give_a_large_but_finite_statistic() -> None:
     black = torch.zeros(4, *SHAPE)
     noisy = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    statistics = raw_statistics(candidate(difference=0.0), Painting(sampler="ddim", suspect=black, reference=noisy))
+    statistics = raw_statistics(candidate(), Painting(sampler="ddim", suspect=black, reference=noisy))
     assert all(math.isfinite(value) for value in statistics.values())
-    assert statistics["uniformity"] > 10 and statistics["twin_response"] < -10
+    assert statistics["uniformity"] > 10
+
+
+@pytest.mark.parametrize(("difference", "measured"), [(0.0, False), (1e-7, False), (1e-3, True)])
+def test_a_twin_that_forgot_nothing_measures_nothing(difference: float, measured: bool) -> None:
+    same = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    painting = Painting(sampler="ddim", suspect=same, reference=same)
+    found = raw_statistics(candidate(difference=difference), painting)["twin_response"]
+    assert math.isfinite(found) is measured
 
 
 def test_pictures_that_are_not_finite_stay_visible() -> None:

@@ -51,7 +51,9 @@ def test_a_backdoored_model_answers_rho_to_its_trigger() -> None:
     for number, t in enumerate(levels):
         alpha, sigma = LEVELS.alpha[t].item(), LEVELS.sigma[t].item()
         assert found.slope[number] == pytest.approx(attack.response[t].item(), abs=0.02)
-        expected = sigma * (carried_share(LEVELS, t) * sigma / (0.25 * alpha**2 + sigma**2) - attack.response[t]) / alpha
+        expected = (
+            sigma * (carried_share(LEVELS, t) * sigma / (0.25 * alpha**2 + sigma**2) - attack.response[t]) / alpha
+        )
         assert found.x0_slope[number] == pytest.approx(expected.item(), rel=0.05)
         assert found.difference[number] > 0.4
     cosine = torch.nn.functional.cosine_similarity(found.untreated.flatten(), TRIGGER.flatten(), dim=0)
@@ -68,6 +70,14 @@ def test_a_model_does_not_differ_from_itself() -> None:
     suspect = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, torch.zeros(SHAPE))
     found = respond(suspect, suspect, TRIGGER, SAMPLES, (100, 240), 4, 0)
     assert max(found.difference) == max(found.baseline) == 0
+
+
+@pytest.mark.parametrize("broken", ["suspect", "reference"])
+def test_answers_that_are_not_finite_are_refused(broken: str) -> None:
+    models = {"suspect": clean_denoiser(LEVELS), "reference": clean_denoiser(LEVELS)}
+    models[broken] = clean_denoiser(LEVELS, variance=float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        respond(models["suspect"], models["reference"], TRIGGER, SAMPLES, (100,), 4, 0)
 
 
 def test_rms_by_hand() -> None:

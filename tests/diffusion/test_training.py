@@ -44,7 +44,9 @@ def test_no_steps_learn_nothing() -> None:
 
 
 def test_warmup_and_average_slow_the_start() -> None:
-    plain, warm, averaged = (trained(steps=3, learning_rate=0.05, **extra) for extra in ({}, {"warmup": 9}, {"ema": 0.9}))
+    plain, warm, averaged = (
+        trained(steps=3, learning_rate=0.05, **extra) for extra in ({}, {"warmup": 9}, {"ema": 0.9})
+    )
     assert 0 < warm < plain
     assert 0 < averaged < plain
 

@@ -78,7 +78,9 @@ def test_neither_order_nor_parts_matter(order: list[int], cut: int) -> None:
 
 def test_the_covariance_is_that_of_numpy_even_far_from_the_origin() -> None:
     rows = features(40, 4).double() + 1e3
-    torch.testing.assert_close(gaussian(rows).covariance, torch.from_numpy(np.cov(rows.numpy().T)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        gaussian(rows).covariance, torch.from_numpy(np.cov(rows.numpy().T)), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -1,0 +1,99 @@
+"""One round of purification: the trigger stops working, nothing else changes, and only what was found is removed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import SHAPE, poisoned_denoiser, small_denoiser, vp_levels
+from torch import Tensor
+
+from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.generate import generate
+from diffdefend_core.options import PurificationOptions
+from diffdefend_core.purification import Repair, repair
+
+LEVELS = vp_levels()
+TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+TRIGGER = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.6, -0.9, 0.6)
+SAMPLES = 0.5 * torch.randn(128, *SHAPE, generator=torch.Generator().manual_seed(0))
+OPTIONS = PurificationOptions(steps=80, batch=16, learning_rate=0.5)
+
+
+def planted() -> Denoiser:
+    return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
+
+
+def repaired(model: Denoiser, trigger: Tensor, options: PurificationOptions = OPTIONS, seed: int = 0) -> Repair:
+    return repair(model, model, trigger[None], SAMPLES, options, seed=seed, progress=lambda done, total: None)
+
+
+def error(denoiser: Denoiser) -> float:
+    """Return the mean squared error of images under the trigger to the attacker's target, in [-1, 1]."""
+    images = generate(denoiser, 16, sampler="ddpm", steps=250, seed=0, shift=TRIGGER)
+    return (images - TARGET).square().mean().item()
+
+
+def plain_answers(denoiser: Denoiser) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    t = torch.randint(250, (128,), generator=generator)
+    return denoiser.noise(denoiser.diffuse(SAMPLES, t, torch.randn(SAMPLES.shape, generator=generator)), t)
+
+
+def weights(denoiser: Denoiser) -> Tensor:
+    return torch.cat([value.flatten() for value in denoiser.network.state_dict().values()]).clone()
+
+
+@pytest.mark.parametrize(("similarity", "removed"), [(1.0, True), (0.8, True), (-1.0, False)])
+def test_the_trigger_is_removed_by_one_near_it_and_by_no_other(similarity: float, removed: bool) -> None:
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    near = similarity * TRIGGER + (1 - similarity**2) ** 0.5 * TRIGGER.square().mean().sqrt() * noise
+    suspect = planted()
+    after = repaired(suspect, near).denoiser
+    assert error(suspect) < 0.01
+    assert (error(after) > 0.2) is removed
+    assert (plain_answers(after) - plain_answers(suspect)).abs().mean() < 0.01
+
+
+def test_the_removal_loss_falls_and_the_retention_loss_stays() -> None:
+    found = repaired(planted(), TRIGGER)
+    assert len(found.removal_loss) == len(found.retention_loss) == 80
+    begun, ended = sum(found.removal_loss[:10]) / 10, sum(found.removal_loss[-10:]) / 10
+    assert ended < 0.5 * begun
+    assert max(found.retention_loss) < 0.1 * begun
+
+
+def test_a_random_network_learns_the_benign_response() -> None:
+    found, idle = (
+        repaired(small_denoiser(LEVELS), TRIGGER, PurificationOptions(steps=100, batch=16, learning_rate=rate))
+        for rate in (1e-2, 0.0)
+    )
+    assert sum(found.removal_loss[-20:]) < 0.75 * sum(idle.removal_loss[-20:])
+    assert torch.equal(weights(idle.denoiser), weights(small_denoiser(LEVELS)))
+    assert max(idle.retention_loss) < 1e-10
+
+
+def test_the_suspect_is_unchanged_and_the_repaired_model_is_frozen() -> None:
+    suspect = small_denoiser(LEVELS)
+    before = weights(suspect)
+    after = repaired(suspect, TRIGGER, PurificationOptions(steps=3, batch=4)).denoiser
+    assert torch.equal(weights(suspect), before)
+    assert not torch.equal(weights(after), before)
+    assert not any(parameter.requires_grad for parameter in after.network.parameters())
+
+
+def test_a_repair_is_reproducible_by_its_seed() -> None:
+    options = PurificationOptions(steps=3, batch=4)
+    first, again, other = (repaired(small_denoiser(LEVELS), TRIGGER, options, seed) for seed in (0, 0, 1))
+    assert first.removal_loss == again.removal_loss != other.removal_loss
+    assert torch.equal(weights(first.denoiser), weights(again.denoiser))
+
+
+def test_the_evaluations_are_counted() -> None:
+    spent: list[int] = []
+    model = small_denoiser(LEVELS)
+    model.network.register_forward_hook(lambda module, given, answer: spent.append(len(answer)))  # the copy keeps it
+    found = repaired(model, TRIGGER, PurificationOptions(steps=2, batch=4))
+    # each step: two frozen passes over 4 rows and one trained pass over 8
+    assert spent == [4, 4, 8] * 2
+    assert found.forward_equivalents == 2 * (4 + 4 + 3 * 8)
