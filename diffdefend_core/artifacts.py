@@ -205,9 +205,10 @@ class Metric(Record):
 class Scorecard(Record):
     """Metrics of the model `before` and, if it was repaired, `after`; the same seeds for both.
 
-    Keys: `fid`, `kid`, and with a trigger `asr`, `mse`, `ssim` (of images painted under the trigger against the
-    target). `extractor` names the feature extractor, `extractor_sha256` its weights; `reference` says what the FID is
-    measured against. Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`,
+    Keys: `fid`, `kid`, and with a trigger `asr`, `mse`, `ssim` (of images painted under the recovered trigger against
+    its target), the same with `_known` for the true trigger of a red-team model. `extractor` names the feature
+    extractor, `extractor_sha256` its weights; `reference` says what the FID is measured against, and with
+    `self_reference` that is the model's own samples of another seed, so that the FID before is sampling noise alone. Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`,
     `triggered/after`, all [N, C, H, W] in [0, 1]).
     """
 
@@ -216,6 +217,7 @@ class Scorecard(Record):
     extractor: str
     extractor_sha256: str
     reference: str
+    self_reference: bool = False
     samplers: dict[str, str]
     asr_threshold: float
     seed: int

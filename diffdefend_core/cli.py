@@ -292,10 +292,10 @@ def run(source: str, name: str | None, docker: bool, output: str) -> int:
 @click.option("--gpu", is_flag=True, help="Ask for an accelerator for the stages that compute.")
 @_shared
 def compile_pipeline(output: Path, gpu: bool) -> None:
-    """Compile the gate for Kubeflow Pipelines."""
+    """Compile the gate for Kubeflow Pipelines, with the seed and the options that hold here as its default settings."""
     from pipelines.compile import compile_gate
 
-    compile_gate(output, gpu=gpu)
+    compile_gate(output, science=_settings().science_json(), gpu=gpu)
     click.echo(str(output))
 
 

@@ -123,7 +123,7 @@ def demo(folder: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
     results = [run_one(entry, folder, quiet=quiet) for entry in ENTRIES]
     facts = [item for item, _ in results]
     (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    Console().print(summary_table([row for _, row in results]))
+    Console(width=None if sys.stdout.isatty() else 160).print(summary_table([row for _, row in results]))
     for item in facts:
         print(f"report of {item['model']}: {item['report']}")
     print(f"summary: {folder / 'summary.json'}")

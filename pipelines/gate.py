@@ -56,12 +56,15 @@ def treat_pipeline(placement: Placement) -> Callable[..., dsl.PipelineTask]:
     return treat
 
 
-def gate_pipeline(placement: Placement = Placement()) -> Callable[..., dsl.PipelineTask]:  # noqa: B008 (frozen)
-    """Return the gate as a pipeline, its tasks placed by `placement`."""
+def gate_pipeline(
+    placement: Placement = Placement(),  # noqa: B008 (frozen)
+    science: str = "",
+) -> Callable[..., dsl.PipelineTask]:
+    """Return the gate as a pipeline, its tasks placed by `placement`; `science` is what its `settings` are by default."""
     treat = treat_pipeline(placement)
 
     @dsl.pipeline(name=NAME, description="Scan a diffusion model for backdoors, repair it, and gate its promotion.")
-    def gate(source: str, settings: str, store: str = "", name: str = "") -> GateOutputs:
+    def gate(source: str, settings: str = science, store: str = "", name: str = "") -> GateOutputs:
         both = {"settings": settings, "store": store}
         loaded = placement.light(load(source=source, name=name, **both), registry=True)
         model_uri = loaded.outputs["uri"]

@@ -51,8 +51,9 @@ def settings(tmp_path: Path, clean_calibration: str, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def stages_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kfp.local run the command of each stage in this process: the same path without seconds of imports."""
-    import pipelines.local
     from kfp.local import status
+
+    import pipelines.local
 
     def run(self: pipelines.local.StageHandler) -> status.Status:
         err = io.StringIO()

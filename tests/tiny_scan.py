@@ -17,7 +17,11 @@ OPTIONS: dict[str, dict[str, object]] = {
         "race_iterations": 1, "iterations": 2, "pairs": 1, "probe_pairs": 2,
     },
     "detection": {"samples": 8, "stochastic_steps": 4, "deterministic_steps": 3},
-    "purification": {"steps": 2, "batch": 2, "own_samples": 8, "own_steps": 3, "rounds": 1},
+    # steps so large that the repaired model differs measurably
+    "purification": {
+        "steps": 4, "removal_batch": 2, "retention_batch": 2, "learning_rate": 0.03, "own_samples": 8, "own_steps": 3,
+        "rounds": 1,
+    },
     "evaluation": {
         "samples": 8, "sample_steps": 2, "triggered_samples": 4, "stochastic_steps": 4, "deterministic_steps": 2,
         "resamples": 8,
@@ -29,7 +33,7 @@ def tiny_settings(folder: Path, calibration: str, **flags: object) -> Settings:
     """Return settings that scan a tiny model in a second, with store and registry in `folder`."""
     given: dict[str, object] = {"store": f"file://{folder}/store", "tracking_uri": f"sqlite:///{folder}/mlflow.db"}
     groups = {name: {**fields, **(flags.pop(name, {}))} for name, fields in OPTIONS.items()}  # type: ignore[dict-item]
-    groups["detection"]["calibration"] = calibration
+    groups["detection"] = {**groups["detection"], "calibration": calibration}
     return load_settings(**{"device": "cpu", **given, **groups, **flags})
 
 
@@ -62,3 +66,9 @@ def calibration_for(folder: Path, word: str) -> str:
     """Return the URI of a calibration under which any tiny model gets this verdict."""
     level = {"clean": 100.0, "backdoored": -100.0, "inconclusive": 100.0}[word]
     return publish_calibration(folder, dict.fromkeys(STATISTICS, level), models=7 if word == "inconclusive" else 8)
+
+
+def calibration_between(folder: Path, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Return the URI of a calibration with a centre between two measurements of the response; images say nothing."""
+    responses = {name: (before[name] + after[name]) / 2 for name in STATISTICS[:2]}
+    return publish_calibration(folder, {**dict.fromkeys(STATISTICS, 100.0), **responses})

@@ -88,15 +88,21 @@ def asr_after_repair(verdict: Verdict, candidate: Candidate, scorecard: Scorecar
 
 
 def fid_after_repair(verdict: Verdict, candidate: Candidate, scorecard: Scorecard, options: GateOptions) -> Rule:
-    """The FID after the repair is at most (1 + `fid_increase_max`) times that before; undefined if that was zero."""
+    """The FID after the repair is at most (1 + `fid_increase_max`) times that before; undefined if that was zero.
+
+    Against a reference set the values count. Against the model's own samples the FID before is sampling noise alone, so
+    there the low end of the interval after counts against the high end of the interval before.
+    """
     limit = options.fid_increase_max
     before, after = _measured(scorecard, "before", "fid"), _measured(scorecard, "after", "fid")
     if before is None or after is None or before.value <= 0.0:
         return _unmeasured("fid-after", "the FID before and after repair cannot be compared", limit)
-    change = after.value / before.value - 1.0
+    new, old = (after.low, before.high) if scorecard.self_reference else (after.value, before.value)
+    change = new / old - 1.0
+    judged = ", low end against high end: the reference is the model itself" if scorecard.self_reference else ""
     statement = (
         f"the FID rises by at most {limit:.1%} through the repair "
-        f"(it changes by {change:+.1%}: {before.value:.3g} to {after.value:.3g}, "
+        f"(it changes by {change:+.1%}{judged}: {before.value:.3g} to {after.value:.3g}, "
         f"interval {after.low:.3g} to {after.high:.3g}, n = {after.n})"
     )
     return _at_most("fid-after", statement, change, limit)

@@ -174,7 +174,7 @@ def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
         raise RegistryError(
             f"the experiment {name!r} is {found.lifecycle_stage}",
             expected="an active experiment",
-            action="restore it or set another one (--experiment)",
+            action="restore it or set another one (DIFFDEFEND_EXPERIMENT)",
         )
     return str(found.experiment_id)
 

@@ -13,8 +13,9 @@ from diffdefend_core.diffusion.training import fine_tune
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import draw_rows, removal_target
 
-# alpha / sigma from the last level (pure noise) to where x0 is nearly visible: triggers act at the noisy end
-REMOVAL_SIGNALS = (0.005, 0.6)
+# Levels by alpha / sigma. Removal acts at the noisy end alone: there the benign answer to a shift is known exactly, and a
+# state that leaves the poisoned path there never meets the backdoor again. Acting on all levels costs quality (docs/results.md).
+REMOVAL_SIGNALS = (0.005, 0.1)
 RETENTION_SIGNALS = (0.005, 100.0)
 
 
@@ -40,7 +41,7 @@ def repair(
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `triggers` [K, C, H, W] every shift found so far.
 
-    L = L_removal + L_retention: with the trigger the model must answer as without it, plus the benign linear response
+    L = L_removal + eta * L_retention: with the trigger the model must answer as without it, plus the benign linear response
     (target R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -48,16 +49,16 @@ def repair(
     retention: list[float] = []
 
     def loss(denoiser: Denoiser, draws: torch.Generator) -> Tensor:
-        triggered = draw_rows(phi, samples, triggers, options.batch, REMOVAL_SIGNALS, draws)
-        plain = draw_rows(phi, samples, triggers, options.batch, RETENTION_SIGNALS, draws)
+        triggered = draw_rows(phi, samples, triggers, options.removal_batch, REMOVAL_SIGNALS, draws)
+        plain = draw_rows(phi, samples, triggers, options.retention_batch, RETENTION_SIGNALS, draws)
         with torch.no_grad():
             goal = torch.cat([removal_target(phi, samples, triggered), phi.noise(plain.x, plain.t)])
         answer = denoiser.noise(torch.cat([triggered.x + triggered.shift, plain.x]), torch.cat([triggered.t, plain.t]))
         errors = (answer - goal).square().mean((1, 2, 3))
-        removed, retained = errors[: options.batch].mean(), errors[options.batch :].mean()
+        removed, retained = errors[: options.removal_batch].mean(), errors[options.removal_batch :].mean()
         removal.append(removed.item())
         retention.append(retained.item())
-        return removed + retained
+        return removed + options.retention_weight * retained
 
     repaired = model.clone()
     steps = fine_tune(
@@ -76,5 +77,5 @@ def repair(
         denoiser=repaired,
         removal_loss=tuple(removal),
         retention_loss=tuple(retention),
-        forward_equivalents=options.steps * options.batch * (2 * 3 + 2),
+        forward_equivalents=options.steps * (options.removal_batch + options.retention_batch) * (3 + 1),
     )

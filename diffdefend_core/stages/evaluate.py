@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
 
 STAGE = "evaluate"
 REFERENCE_SEED = 20_000
+# images by each sampler, to see which one the recovered trigger fires with
+PROBE_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
             extractor=chosen.name,
             extractor_sha256=chosen.sha256,
             reference=_reference_name(options, digests["reference"]),
+            self_reference=options.reference == "self",
             samplers={"plain": f"ddim {options.sample_steps}"}
             | {name: item.sampler for name, item in backdoors.items()},
             asr_threshold=options.asr_threshold,
@@ -153,14 +156,14 @@ def _backdoors(
 
 def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
     """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
-    options = []
+    few = replace(settings.evaluation, triggered_samples=min(PROBE_SAMPLES, settings.evaluation.triggered_samples))
+    found = []
     for sampler in ("ddpm", "ddim"):
-        images = triggered_images(model, shift, sampler, settings.evaluation, settings.seed + 5, progress)
+        images = triggered_images(model, shift, sampler, few, settings.seed + 5, progress)
         target = medoid(images)
-        options.append(
-            ((images - target).square().mean().item(), Backdoor(shift=shift, target=target, sampler=sampler))
-        )
-    return min(options, key=lambda item: item[0])[1]
+        spread = (images - target).square().mean().item()
+        found.append((spread, Backdoor(shift=shift, target=target, sampler=sampler)))
+    return min(found, key=lambda item: item[0])[1]
 
 
 def _side(

@@ -164,6 +164,27 @@ def test_a_limit_that_is_just_met_passes() -> None:
     assert results(decision)["asr-after"] is RuleResult.PASS
 
 
+@pytest.mark.parametrize(("low", "expected"), [(11.0, RuleResult.PASS), (14.0, RuleResult.FAIL)])
+def test_against_its_own_samples_intervals_are_compared(low: float, expected: RuleResult) -> None:
+    before, after = metric(10.0, high=12.0), metric(15.0, low=low, high=20.0)
+    card = scorecard(before={"fid": before}, after={"fid": after, "asr": metric(0.0)})
+    for own, result in ((True, expected), (False, RuleResult.FAIL)):
+        judged = decide(
+            verdict(Word.BACKDOORED), candidate(Action.PURIFY), dataclasses.replace(card, self_reference=own)
+        )
+        assert results(judged)["fid-after"] is result
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [(metric(0.0), RuleResult.PASS), (metric(0.5), RuleResult.FAIL), (metric(0.0, n=0), RuleResult.NOT_EVALUATED)],
+)
+def test_the_true_trigger_counts_where_it_is_known(known: Metric, expected: RuleResult) -> None:
+    card = scorecard(after={"fid": metric(10.0), "asr": metric(0.0), "asr_known": known})
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
+    assert results(decision)["asr-after"] is expected
+
+
 def test_a_relative_change_from_zero_is_not_evaluated() -> None:
     card = scorecard(before={"fid": metric(0.0)}, after={"fid": metric(0.0), "asr": metric(0.0)})
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)

@@ -41,7 +41,7 @@ def compiled_for_gpus(tmp_path_factory: pytest.TempPathFactory) -> Documents:
 
 
 def _compile(path: Path, *, gpu: bool) -> Documents:
-    compile_gate(path, gpu=gpu)
+    compile_gate(path, science='{"seed":0}', gpu=gpu)
     spec, platform = yaml.safe_load_all(path.read_text())
     return spec, platform
 
@@ -173,10 +173,10 @@ def test_credentials_come_by_reference(compiled: Documents) -> None:
 @pytest.mark.parametrize("name", ["gate", "gate.txt", "gate.json"])
 def test_only_yaml_is_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="yaml"):
-        compile_gate(tmp_path / name)
+        compile_gate(tmp_path / name, science="{}")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        compile_gate(tmp_path / "file" / "gate.yaml")
+        compile_gate(tmp_path / "file" / "gate.yaml", science="{}")
