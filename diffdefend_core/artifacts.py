@@ -208,8 +208,9 @@ class Scorecard(Record):
     Keys: `fid`, `kid`, and with a trigger `asr`, `mse`, `ssim` (of images painted under the recovered trigger against
     its target), the same with `_known` for the true trigger of a red-team model. `extractor` names the feature
     extractor, `extractor_sha256` its weights; `reference` says what the FID is measured against, and with
-    `self_reference` that is the model's own samples of another seed, so that the FID before is sampling noise alone. Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`,
-    `triggered/after`, all [N, C, H, W] in [0, 1]).
+    `self_reference` that is the model's own samples of another seed, so that the FID before is sampling noise alone.
+    Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`, `triggered/after`, all
+    [N, C, H, W] in [0, 1]).
     """
 
     before: dict[str, Metric]

@@ -58,16 +58,16 @@ class DetectionOptions:
 class PurificationOptions:
     """Options of the purification: up to `rounds` rounds of `steps` steps, each followed by a scan with new seeds.
 
-    A step has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted with
-    `retention_weight`. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps.
+    A step has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted
+    with `retention_weight`. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps.
     """
 
     rounds: int = 3
     steps: int = 250
     removal_batch: int = 16
     retention_batch: int = 48
-    retention_weight: float = 4.0
-    learning_rate: float = 2e-4
+    retention_weight: float = 8.0
+    learning_rate: float = 4e-4
     own_samples: int = 512
     own_steps: int = 20
 

@@ -60,7 +60,7 @@ def gate_pipeline(
     placement: Placement = Placement(),  # noqa: B008 (frozen)
     science: str = "",
 ) -> Callable[..., dsl.PipelineTask]:
-    """Return the gate as a pipeline, its tasks placed by `placement`; `science` is what its `settings` are by default."""
+    """Return the gate as a pipeline, its tasks placed by `placement`; `science` is the default of its `settings`."""
     treat = treat_pipeline(placement)
 
     @dsl.pipeline(name=NAME, description="Scan a diffusion model for backdoors, repair it, and gate its promotion.")

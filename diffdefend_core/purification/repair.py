@@ -13,8 +13,8 @@ from diffdefend_core.diffusion.training import fine_tune
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import draw_rows, removal_target
 
-# Levels by alpha / sigma. Removal acts at the noisy end alone: there the benign answer to a shift is known exactly, and a
-# state that leaves the poisoned path there never meets the backdoor again. Acting on all levels costs quality (docs/results.md).
+# Levels by alpha / sigma. Removal acts at the noisy end alone: there the benign answer to a shift is known exactly,
+# and a state that leaves the poisoned path there does not meet the backdoor again. All levels would cost quality.
 REMOVAL_SIGNALS = (0.005, 0.1)
 RETENTION_SIGNALS = (0.005, 100.0)
 
@@ -41,8 +41,8 @@ def repair(
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `triggers` [K, C, H, W] every shift found so far.
 
-    L = L_removal + eta * L_retention: with the trigger the model must answer as without it, plus the benign linear response
-    (target R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
+    L = L_removal + eta * L_retention: with the trigger the model must answer as without it, plus the benign linear
+    response (target R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
     """
     generator = torch.Generator().manual_seed(seed)
     removal: list[float] = []
