@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from diffdefend_core.artifacts import Candidate, GateDecision, ModelRef, Scorecard, Verdict
 from diffdefend_core.config import Settings, load_settings
@@ -63,15 +66,30 @@ def put_into_registry(entry: Entry, settings: Settings) -> str:
     return f"models:/{entry.name}/{version}"
 
 
-def run_one(entry: Entry, folder: Path, *, quiet: bool) -> tuple[dict[str, Any], Any]:
-    """Gate one model; return its entry of the summary and its row of the table."""
+class NamedLines:
+    """Writes whole lines to a stream, each after the name of the model that it is about."""
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self._name, self._stream = name, stream
+
+    def write(self, text: str) -> int:
+        """Write a text of whole lines."""
+        self._stream.write("".join(f"{self._name}: {line}\n" for line in text.splitlines() if line.strip()))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+
+def run_one(entry: Entry, uri: str, folder: Path, quiet: bool) -> tuple[dict[str, Any], Any]:
+    """Gate one model, in a process of its own; return its entry of the summary and its row of the table."""
     from diffdefend_core.stages.shown import report, summary
     from pipelines.local import run_gate
 
+    sys.stderr = NamedLines(entry.name, sys.stderr)  # type: ignore[assignment]
     began = time.monotonic()
     settings = settings_for(entry, folder)
-    uri = put_into_registry(entry, settings)
-    print(f"{uri}: scan, then what the verdict asks for", file=sys.stderr, flush=True)
     result = run_gate(uri, settings, quiet=quiet)
     page = folder / f"{entry.name}.html"
     page.write_text(report(result["gate_uri"]), encoding="utf-8")
@@ -120,7 +138,12 @@ def demo(folder: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    results = [run_one(entry, folder, quiet=quiet) for entry in ENTRIES]
+    uris = {entry: put_into_registry(entry, settings_for(entry, folder)) for entry in ENTRIES}
+    print(f"scanning {' and '.join(uris.values())}; this takes some minutes", file=sys.stderr, flush=True)
+    workers = min(len(ENTRIES), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        started = [pool.submit(run_one, entry, uri, folder, quiet) for entry, uri in uris.items()]
+        results = [future.result() for future in started]
     facts = [item for item, _ in results]
     (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     Console(width=None if sys.stdout.isatty() else 160).print(summary_table([row for _, row in results]))

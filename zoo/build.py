@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="models to build (default: all)")
     parser.add_argument("--to", type=Path, default=HERE, help="folder to write to")
     arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(1)  # the networks are small: start one process per core for different names instead
     for recipe in [by_name(name) for name in arguments.names] or RECIPES:
         build(recipe, arguments.to)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io import folders
 from diffdefend_core.loading.build import load_denoiser
+
+# Networks of fewer parameters compute on one thread: two bring a fifth at best, and lose many times that as soon as
+# anything else runs on the machine. OMP_NUM_THREADS decides if it is set.
+SMALL = 2_000_000
 
 
 def device_of(name: str) -> str:
@@ -46,7 +51,16 @@ def fetched(uri: str, prefix: str = "") -> Iterator[Path]:
         yield into
 
 
+def open_denoiser(folder: Path, device: str) -> Denoiser:
+    """Return the model in a folder, frozen, on `device`; small ones on a CPU get one thread (see SMALL)."""
+    denoiser = load_denoiser(folder, device_of(device))
+    small = sum(parameter.numel() for parameter in denoiser.network.parameters()) < SMALL
+    if small and denoiser.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return denoiser
+
+
 def fetch_denoiser(uri: str, device: str) -> Denoiser:
     """Return the model in `model/` of the stage folder at `uri`, frozen, on `device`."""
     with fetched(uri, "model/") as folder:
-        return load_denoiser(folder / "model", device_of(device))
+        return open_denoiser(folder / "model", device)

@@ -16,7 +16,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, invert, own_samples
 from diffdefend_core.io.folders import content_digest
-from diffdefend_core.loading.build import load_denoiser, save_denoiser
+from diffdefend_core.loading.build import save_denoiser
 from diffdefend_core.loading.static import Inspection
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.purification import Repair, repair
@@ -24,7 +24,7 @@ from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
-from diffdefend_core.stages.model import device_of, fetched, refusing_overflow
+from diffdefend_core.stages.model import fetched, open_denoiser, refusing_overflow
 
 STAGE = "purify"
 # a rescan draws from streams that no earlier scan of the model used
@@ -108,7 +108,7 @@ def _rounds(
     A round that is not clean adds the shifts that its rescan found: each further round knows more of the backdoor.
     """
     options = settings.purification
-    suspect = load_denoiser(source, device_of(settings.device))
+    suspect = open_denoiser(source, settings.device)
     samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
     triggers = list(read_triggers(trigger_uri).values())
     current = suspect
@@ -123,7 +123,7 @@ def _rounds(
             progress=partial(progress, f"purification, round {number}"),
         )
         inspection = save_denoiser(repaired.denoiser, source, target)
-        current = load_denoiser(target, device_of(settings.device))
+        current = open_denoiser(target, settings.device)
         digest = content_digest(inspection.files)
         inversion, verdict = _rescan(current, digest, model, calibration, settings, number, progress)
         yield Round(repair=repaired, inspection=inspection, inversion=inversion, verdict=verdict)
