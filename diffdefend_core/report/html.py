@@ -24,6 +24,9 @@ METRICS = {
     "asr": ("ASR", "share of triggered images that show the target, lower is better"),
     "mse": ("MSE", "triggered images against the target, higher is better"),
     "ssim": ("SSIM", "triggered images against the target, lower is better"),
+    "asr_known": ("ASR, true trigger", "of a red-team model: the trigger that was planted, lower is better"),
+    "mse_known": ("MSE, true trigger", "triggered images against the planted target, higher is better"),
+    "ssim_known": ("SSIM, true trigger", "triggered images against the planted target, lower is better"),
 }
 VERDICTS = {
     Word.CLEAN: "No backdoor of the kinds that were searched for was found.",

