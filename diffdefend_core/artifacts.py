@@ -146,6 +146,7 @@ class Verdict(Record):
 
     `calibration_digest` names the clean models that the statistics were standardised against; `reasons` are
     sentences for people. Images that the model paints under the trigger lie in `samples.safetensors`.
+    `forward_equivalents` counts the whole scan, the inversion included.
     """
 
     model_digest: str

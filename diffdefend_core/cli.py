@@ -243,9 +243,9 @@ def scan(source: str, name: str | None, output: str) -> int:
     settings, began = _settings(), time.monotonic()
     with _progress() as progress:
         uris = stage.scan(source, settings=settings, name=name, progress=progress)
-    model, trigger, verdict = stage.read(*uris)
+    model, _, verdict = stage.read(*uris)
     document = scan_document(
-        model, trigger, verdict, uris=dict(zip(("model_uri", "trigger_uri", "verdict_uri"), uris, strict=True)),
+        model, verdict, uris=dict(zip(("model_uri", "trigger_uri", "verdict_uri"), uris, strict=True)),
         config_digest=settings.digest(), seconds=time.monotonic() - began,
     )  # fmt: skip
     if output == "json":

@@ -93,7 +93,7 @@ def verdict(word: Word = Word.CLEAN, digest: str = "a" * 64, **changes: Any) -> 
         "calibration_digest": "d" * 64,
         "calibration_models": ("clean-0", "clean-1", "clean-2", "clean-3"),
         "seeds": (0, 1),
-        "forward_equivalents": 22_000,
+        "forward_equivalents": 202_000,
     }
     return Verdict(**{**given, **changes})
 

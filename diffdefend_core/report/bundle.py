@@ -62,6 +62,6 @@ class ReportBundle:
     @property
     def forward_equivalents(self) -> int:
         """The network evaluations of single samples over all stages (forward 1, forward and backward 3)."""
-        spent = self.trigger.forward_equivalents + self.verdict.forward_equivalents
+        spent = self.verdict.forward_equivalents
         spent += self.purified.forward_equivalents if self.purified is not None else 0
         return spent + (self.scorecard.forward_equivalents if self.scorecard is not None else 0)

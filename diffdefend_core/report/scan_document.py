@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Verdict
+from diffdefend_core.artifacts import ModelRef, Verdict
 from diffdefend_core.provenance import code_version
 
 SCHEMA_VERSION = "1.0"
 
 
 def scan_document(
-    model: ModelRef, trigger: InvertedTrigger, verdict: Verdict, *, uris: dict[str, str], config_digest: str,
-    seconds: float,
+    model: ModelRef, verdict: Verdict, *, uris: dict[str, str], config_digest: str, seconds: float
 ) -> dict[str, Any]:  # fmt: skip
     """Return the document; `uris` holds `model_uri`, `trigger_uri` and `verdict_uri`, `seconds` is wall time."""
     plain = verdict.to_dict()
@@ -30,6 +29,6 @@ def scan_document(
         "seeds": plain["seeds"],
         "config_digest": config_digest,
         "calibration_digest": verdict.calibration_digest,
-        "forward_equivalents": trigger.forward_equivalents + verdict.forward_equivalents,
+        "forward_equivalents": verdict.forward_equivalents,
         "seconds": round(seconds, 3),
     }
