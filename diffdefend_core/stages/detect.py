@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Verdict
+from diffdefend_core.artifacts import InvertedTrigger, ModelRef
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import judge, measure
 from diffdefend_core.progress import Progress, silent
@@ -44,8 +44,3 @@ def detect(model_uri: str, trigger_uri: str, *, settings: Settings, progress: Pr
 
     options = {"detection": asdict(settings.detection), "calibration": calibration.digest(), "seed": settings.seed}
     return run_once(STAGE, store=settings.store, parents=parents, options=options, work=work)
-
-
-def read_verdict(verdict_uri: str) -> Verdict:
-    """Return the verified verdict."""
-    return read_record(Verdict, verdict_uri, "verdict")

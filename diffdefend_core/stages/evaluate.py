@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
@@ -110,7 +112,7 @@ def _read_bytes(uri: str) -> bytes:
 
 def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Settings, progress: Progress) -> Tensor:
     """Return the reference features [M, D]: of the given set, or of the model's own samples on other seeds."""
-    if not content:
+    if settings.evaluation.reference == "self":
         images = plain_images(model, settings.evaluation, settings.seed + REFERENCE_SEED, progress)
         return chosen.apply(images)
     import io
@@ -118,7 +120,7 @@ def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Set
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             features, name = arrays["features"], str(arrays["extractor"])
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
         raise InputError(
             f"reference {settings.evaluation.reference} cannot be read ({error})",
             expected="an npz file with `features` [M, D] and `extractor`",
@@ -146,12 +148,29 @@ def _backdoors(
     found: dict[str, Backdoor] = {}
     if candidate.action is Action.PURIFY:
         found["recovered"] = _recovered(read_best(candidate.trigger_uri), model, settings, progress)
-    if known:
-        tensors = load_tensors(known)
-        low, high = model.value_range
-        target = (tensors["target"] - low) / (high - low)
-        found["known"] = Backdoor(shift=tensors["trigger"], target=target, sampler="ddpm")
+    if settings.evaluation.known_trigger:
+        found["known"] = _known(known, model, settings.evaluation.known_trigger)
     return found
+
+
+def _known(content: bytes, model: Denoiser, uri: str) -> Backdoor:
+    """Return the planted backdoor of a red-team model. Raises InputError if the file is not one of its shape."""
+    try:
+        tensors = load_tensors(content)
+        trigger, target = tensors["trigger"], tensors["target"]
+    except (SafetensorError, KeyError) as error:
+        trigger = target = torch.empty(0)
+        found = f"known trigger {uri} cannot be read ({error})"
+    else:
+        found = f"known trigger {uri} of shapes {tuple(trigger.shape)} and {tuple(target.shape)}"
+    if not trigger.shape == target.shape == model.shape:
+        raise InputError(
+            found,
+            expected=f"a safetensors file with `trigger` and `target`, both {model.shape}",
+            action="give the file that belongs to this model, or none",
+        )
+    low, high = model.value_range
+    return Backdoor(shift=trigger, target=(target - low) / (high - low), sampler="ddpm")
 
 
 def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:

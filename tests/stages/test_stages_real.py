@@ -442,3 +442,14 @@ def test_images_that_are_not_finite_are_not_evaluated(clean: Chain) -> None:
         next(denoiser.network.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match="images are not finite"):
         plain_images(denoiser, options, 0, silent)
+
+
+@pytest.mark.parametrize("option", ["known_trigger", "reference"])
+@pytest.mark.parametrize("content", [b"", b"not what it should be"], ids=["empty", "garbage"])
+def test_a_file_for_the_evaluation_that_is_none_is_refused(
+    option: str, content: bytes, clean: Chain, tmp_path: Path
+) -> None:
+    (tmp_path / "given").write_bytes(content)
+    evaluation = dataclasses.replace(clean.settings.evaluation, **{option: (tmp_path / "given").as_uri()})
+    with pytest.raises(InputError, match="cannot be read"):
+        evaluate(clean.branch, settings=clean.settings.model_copy(update={"evaluation": evaluation}))
