@@ -10,9 +10,10 @@ from torch import Tensor
 from diffdefend_core.artifacts import InvertedTrigger, Verdict
 from diffdefend_core.detection.calibration import Calibration, standardise
 from diffdefend_core.detection.decide import decide
-from diffdefend_core.detection.statistics import paint, raw_statistics
-from diffdefend_core.diffusion.denoiser import Denoiser, to_unit
-from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.detection.statistics import paint, painting_steps, raw_statistics
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.generate import generate
+from diffdefend_core.diffusion.samplers import probing, usual
 from diffdefend_core.options import DetectionOptions
 
 Progress = Callable[[str, int, int], None]
@@ -49,14 +50,15 @@ def measure(
         seed=seed,
         progress=lambda done, total: progress("painting", done, total),
     )
-    steps = steps_for(suspect, options.deterministic_steps)
-    plain = generate(suspect, options.samples, sampler="ddim", steps=steps, seed=seed)
-    painted = 2 * (steps_for(suspect, options.stochastic_steps) + steps) + steps
+    sampler = usual(suspect)
+    steps = painting_steps(suspect, sampler, options)
+    plain = generate(suspect, options.samples, sampler=sampler.name, steps=steps, seed=seed)
+    painted = 2 * sum(painting_steps(suspect, entry, options) for entry in probing(suspect)) + steps
     return Measurement(
         statistics=raw_statistics(best, painting),
         sampler=painting.sampler,
         triggered=painting.suspect,
-        plain=to_unit(plain, suspect.value_range),
+        plain=suspect.pictures(plain.to(suspect.device)).cpu(),
         forward_equivalents=options.samples * painted,
     )
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from diffdefend_core.artifacts import TriggerCandidate
 from diffdefend_core.detection.images import total_variation, uniformity
-from diffdefend_core.diffusion.denoiser import Denoiser, to_unit
-from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.generate import generate
+from diffdefend_core.diffusion.samplers import Entry, probing, steps_for
 from diffdefend_core.options import DetectionOptions
 
 FLOOR = 1e-6
@@ -51,26 +52,31 @@ def paint(
     An attack trained for one kind of sampler leaves its path under the other (algorithms.md 0.4).
     """
     paintings = []
-    wanted = (("ddpm", options.stochastic_steps), ("ddim", options.deterministic_steps))
-    for number, (sampler, steps) in enumerate(wanted):
+    wanted = probing(suspect)
+    for number, sampler in enumerate(wanted):
         images = [
-            to_unit(
+            denoiser.pictures(
                 generate(
                     denoiser,
                     options.samples,
-                    sampler=sampler,
-                    steps=steps_for(denoiser, steps),
+                    sampler=sampler.name,
+                    steps=painting_steps(denoiser, sampler, options),
                     seed=seed,
                     shift=tau,
-                ),
-                denoiser.value_range,
-            )
+                ).to(denoiser.device)
+            ).cpu()
             for denoiser in (suspect, reference)
         ]
-        paintings.append(Painting(sampler=sampler, suspect=images[0], reference=images[1]))
+        paintings.append(Painting(sampler=sampler.name, suspect=images[0], reference=images[1]))
         progress(number + 1, len(wanted))
     # images that are not finite come first: the verdict must speak of them
     return min(paintings, key=lambda item: (bool(item.suspect.isfinite().all()), uniformity(item.suspect)))
+
+
+def painting_steps(denoiser: Denoiser, sampler: Entry, options: DetectionOptions) -> int:
+    """Return the number of steps by which `sampler` paints."""
+    wanted = options.stochastic_steps if sampler.stochastic else options.deterministic_steps
+    return steps_for(denoiser, sampler, wanted)
 
 
 def raw_statistics(best: TriggerCandidate, painting: Painting) -> dict[str, float]:

@@ -19,8 +19,10 @@ from diffdefend_core.diffusion.levels import Levels
 class Denoiser(ABC):
     """A network with its noise levels: for x_t [N, C, H, W] and level indices t it answers noise and x0.
 
-    `family` is a word of `diffdefend list families`; `shape` is (C, H, W); `value_range` is the (low, high)
-    of clean data in the model's own space.
+    `family` is a word of `diffdefend list families`, or the name of an adapter; `shape` is (C, H, W) of x_t, and
+    `value_range` the (low, high) of the pictures that `decode` returns. A latent model has x_t in another space than
+    its pictures: `picture_shape` is theirs, and `clean_range` (None: unbounded) that of clean x0. `network` holds
+    what is trained; other parts, such as a decoder, are attributes of their own.
     """
 
     family: str
@@ -28,6 +30,21 @@ class Denoiser(ABC):
     levels: Levels
     shape: tuple[int, int, int]
     value_range: tuple[float, float]
+
+    @property
+    def process(self) -> str:
+        """Which samplers fit: `vp`, `ve` or `flow` by the levels; `consistency` for a consistency model."""
+        return self.levels.kind
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the pictures."""
+        return self.shape
+
+    @property
+    def clean_range(self) -> tuple[float, float] | None:
+        """The (low, high) of clean x0, None where it has no bounds."""
+        return self.value_range
 
     @abstractmethod
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
@@ -42,6 +59,25 @@ class Denoiser(ABC):
         """Return x_t = alpha_t * x0 + sigma_t * eps, all [N, C, H, W], t [N]."""
         alpha, sigma = self.levels.at(t, x0)
         return alpha * x0 + sigma * eps
+
+    def error(self, x: Tensor, t: Tensor, eps: Tensor, x0: Tensor) -> Tensor:
+        """Return the error [N, C, H, W] of the answer at x_t against the noise `eps`, in the unit of the training loss.
+
+        `x0` is the clean data that belongs to `eps`; only families that are trained on both look at it.
+        """
+        return self.noise(x, t) - eps
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the pictures [N, C, H, W] of clean x0, in `value_range` but not clamped."""
+        return x
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return clean x0 of pictures [N, C, H, W] in `value_range`: the inverse of `decode`."""
+        return pictures
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Return the pictures of clean x0 in [0, 1]."""
+        return to_unit(self.decode(x), self.value_range)
 
     def clone(self) -> Self:
         """Return a copy with weights of its own."""

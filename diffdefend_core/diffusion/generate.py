@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.random import generators, standard_normal
-from diffdefend_core.diffusion.samplers import SAMPLERS, Progress
+from diffdefend_core.diffusion.samplers import Progress, sample
 
 BATCH = 128
 
@@ -24,8 +24,9 @@ def generate(
 ) -> Tensor:
     """Return `count` samples [N, C, H, W] in the model's own space, on the CPU.
 
-    The initial state is sigma_T * (eps + shift), with shift [C, H, W] in units of the initial noise. Sample i depends
-    on (seed, i) alone, so that batches change nothing.
+    The initial state is levels.initial_scale * (eps + shift), with shift [C, H, W] in units of the initial noise.
+    Sample i depends on (seed, i) alone, so that batches change nothing. Raises InputError for a sampler that does not
+    fit the model.
     """
     parts = []
     for start in range(0, count, BATCH):
@@ -33,14 +34,8 @@ def generate(
         noise = standard_normal(streams, denoiser.shape, denoiser.device)
         if shift is not None:
             noise = noise + shift.to(noise)
-        scale = denoiser.levels.sigma[-1].item()
-        state = noise * (scale if scale > 1 else 1.0)
-        parts.append(SAMPLERS[sampler](denoiser, state, steps=steps, streams=streams).cpu())
+        state = noise * denoiser.levels.initial_scale
+        parts.append(sample(sampler, denoiser, state, steps=steps, streams=streams).cpu())
         if progress is not None:
             progress(min(start + BATCH, count), count)
     return torch.cat(parts)
-
-
-def steps_for(denoiser: Denoiser, wanted: int) -> int:
-    """Return `wanted` sampling steps, or all levels of a model that has fewer."""
-    return min(wanted, len(denoiser.levels))

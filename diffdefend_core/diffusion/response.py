@@ -38,11 +38,6 @@ def mean_answer(denoiser: Denoiser, at: Probe, shift: Tensor | None) -> Tensor:
     return denoiser.noise(x if shift is None else x + shift, t).mean(0)
 
 
-def carried_share(levels: Levels, t: int) -> float:
-    """Return s_t = 1 - alpha_t / alpha_0 in [0, 1): the share of a trigger at the last level that x_t carries (VP)."""
-    return 1 - (levels.alpha[t] / levels.alpha[0]).item()
-
-
 def levels_at(levels: Levels, signals: tuple[float, ...]) -> tuple[int, ...]:
     """Return the level indices whose alpha_t / sigma_t is nearest to each of `signals`, on a log scale.
 
@@ -65,7 +60,8 @@ class Response:
     `difference` = rms(Delta - Delta_ref) / rms(tau); `gain` = rms(s tau - sigma Delta) / rms(s tau), the share not
     treated as noise; `slope` is lambda, the least-squares scale of Delta along tau; `x0_slope` = sigma (lambda_ref -
     lambda) / alpha, the shift of the predicted x0 along tau beyond the reference's. `untreated` [C, H, W] is the mean
-    of s tau - sigma Delta over the levels. `baseline` is rms(answer - answer_ref) without any shift.
+    of s tau - sigma Delta over the levels, in units of the initial noise. `baseline` is rms(answer - answer_ref)
+    without any shift.
     """
 
     difference: tuple[float, ...]
@@ -90,7 +86,8 @@ def respond(
     for t in levels:
         at = probe(samples, t, pairs, generator)
         alpha, sigma = suspect.levels.alpha[t].item(), suspect.levels.sigma[t].item()
-        shift = carried_share(suspect.levels, t) * tau
+        carried = suspect.levels.carried[t].item()
+        shift = carried * tau
         plain, plain_reference = mean_answer(suspect, at, None), mean_answer(reference, at, None)
         delta = mean_answer(suspect, at, shift) - plain
         delta_reference = mean_answer(reference, at, shift) - plain_reference
@@ -101,7 +98,7 @@ def respond(
         columns["slope"].append(slope)
         columns["x0_slope"].append(sigma * (slope_reference - slope) / alpha)
         columns["baseline"].append(rms(plain - plain_reference).item())
-        untreated += rest / len(levels)
+        untreated += rest / (suspect.levels.initial_scale * len(levels))
     if not math.isfinite(sum(columns["baseline"]) + untreated.sum().item()):
         raise FloatingPointError("the answers to a shift of the input are not finite")
     return Response(untreated=untreated, **{name: tuple(values) for name, values in columns.items()})

@@ -13,13 +13,13 @@ Loss = Callable[[Denoiser, torch.Generator], Tensor]
 
 
 def diffusion_loss(data: Tensor, batch: int) -> Loss:
-    """Return the ordinary loss mean ||eps - noise(x_t, t)||^2 over rows of `data` [M, C, H, W], t uniform."""
+    """Return the ordinary loss mean ||error(x_t, t)||^2 of the family over rows of `data` [M, C, H, W], t uniform."""
 
     def loss(denoiser: Denoiser, generator: torch.Generator) -> Tensor:
         x0 = data[torch.randint(len(data), (batch,), generator=generator)].to(denoiser.device)
         t = torch.randint(len(denoiser.levels), (batch,), generator=generator).to(denoiser.device)
         eps = torch.randn(x0.shape, generator=generator).to(denoiser.device)
-        return (denoiser.noise(denoiser.diffuse(x0, t, eps), t) - eps).square().mean()
+        return denoiser.error(denoiser.diffuse(x0, t, eps), t, eps, x0).square().mean()
 
     return loss
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from diffdefend_core.artifacts import Metric
-from diffdefend_core.diffusion.denoiser import Denoiser, to_unit
-from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.generate import generate
+from diffdefend_core.diffusion.samplers import find, steps_for, usual
 from diffdefend_core.evaluation.features import Extractor
 from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
 from diffdefend_core.evaluation.interval import bootstrap, share
@@ -31,16 +32,20 @@ class Backdoor:
 
 
 def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, progress: Progress) -> Tensor:
-    """Return images [N, C, H, W] in [0, 1] from plain noise by DDIM. Raises FloatingPointError at NaN or Inf."""
+    """Return images [N, C, H, W] in [0, 1] from plain noise by the usual sampler.
+
+    Raises FloatingPointError at NaN or Inf.
+    """
+    entry = usual(denoiser)
     images = generate(
         denoiser,
         options.samples,
-        sampler="ddim",
-        steps=steps_for(denoiser, options.sample_steps),
+        sampler=entry.name,
+        steps=steps_for(denoiser, entry, options.sample_steps),
         seed=seed,
         progress=lambda done, total: progress("samples", done, total),
     )
-    return to_unit(_finite(images), denoiser.value_range)
+    return denoiser.pictures(_finite(images).to(denoiser.device)).cpu()
 
 
 def triggered_images(
@@ -50,17 +55,18 @@ def triggered_images(
 
     Raises FloatingPointError at NaN or Inf.
     """
-    wanted = options.stochastic_steps if sampler == "ddpm" else options.deterministic_steps
+    entry = find(sampler)
+    wanted = options.stochastic_steps if entry.stochastic else options.deterministic_steps
     images = generate(
         denoiser,
         options.triggered_samples,
-        sampler=sampler,
-        steps=steps_for(denoiser, wanted),
+        sampler=entry.name,
+        steps=steps_for(denoiser, entry, wanted),
         seed=seed,
         shift=shift,
         progress=lambda done, total: progress(f"triggered samples ({sampler})", done, total),
     )
-    return to_unit(_finite(images), denoiser.value_range)
+    return denoiser.pictures(_finite(images).to(denoiser.device)).cpu()
 
 
 def _finite(images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.generate import generate, steps_for
+from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.diffusion.response import levels_at, respond, rms
+from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.inversion.refine import align, switching_norm
 from diffdefend_core.inversion.search import Track, race
 from diffdefend_core.inversion.twin import forgetful_twin
@@ -68,21 +69,24 @@ def invert(
 
 
 def own_samples(denoiser: Denoiser, count: int, steps: int, seed: int, progress: Progress) -> Tensor:
-    """Return `count` of the model's own samples [N, C, H, W] on its device, clamped to its value range, by DDIM.
+    """Return `count` of the model's own samples [N, C, H, W] on its device, clamped to its clean range.
 
     Raises FloatingPointError if they are not finite.
     """
+    sampler = usual(denoiser)
     samples = generate(
         denoiser,
         count,
-        sampler="ddim",
-        steps=steps_for(denoiser, steps),
+        sampler=sampler.name,
+        steps=steps_for(denoiser, sampler, steps),
         seed=seed,
         progress=lambda done, total: progress("own samples", done, total),
     )
     if not torch.isfinite(samples).all():
         raise FloatingPointError("the model's own samples are not finite")
-    return samples.clamp(*denoiser.value_range).to(denoiser.device)
+    if denoiser.clean_range is not None:
+        samples = samples.clamp(*denoiser.clean_range)
+    return samples.to(denoiser.device)
 
 
 def _finish(

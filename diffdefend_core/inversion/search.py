@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import Probe, carried_share, levels_at, mean_answer, probe, rms
+from diffdefend_core.diffusion.response import Probe, levels_at, mean_answer, probe, rms
 from diffdefend_core.options import InversionOptions
 
 
@@ -102,7 +102,7 @@ def _iterate(
     t = levels[int(torch.randint(len(levels), (1,), generator=track.generator))]
     at = probe(samples, t, options.pairs, track.generator)
     tau = options.rms * track.direction / rms(track.direction)
-    difference = shift_difference(suspect, reference, at, carried_share(suspect.levels, t) * tau)
+    difference = shift_difference(suspect, reference, at, suspect.levels.carried[t].item() * tau)
     size = (difference.square().mean() + 1e-20).sqrt()  # at no difference at all the gradient is 0 instead of NaN
     loss = -torch.log(size / options.rms + 1e-8)
     track.optimiser.zero_grad(set_to_none=True)

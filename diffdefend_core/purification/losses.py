@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import carried_share, levels_at
+from diffdefend_core.diffusion.response import levels_at
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def draw_rows(
     t = torch.randint(low, high + 1, (count,), generator=generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    carried = torch.tensor([carried_share(phi.levels, int(level)) for level in t]).view(-1, 1, 1, 1)
+    carried = phi.levels.carried[t].float().view(-1, 1, 1, 1)
     shift = carried * jittered(triggers, count, generator)
     return Rows(x=x, t=t.to(x.device), shift=shift.to(x))
 

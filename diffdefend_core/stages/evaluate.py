@@ -17,6 +17,7 @@ from torch import Tensor
 from diffdefend_core.artifacts import Action, Candidate, Metric, Scorecard
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.samplers import find, probing, steps_for, usual
 from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation import (
     Backdoor,
@@ -82,7 +83,7 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
             extractor_sha256=chosen.sha256,
             reference=_reference_name(options, digests["reference"]),
             self_reference=options.reference == "self",
-            samplers={"plain": f"ddim {options.sample_steps}"}
+            samplers={"plain": f"{usual(before).name} {steps_for(before, usual(before), options.sample_steps)}"}
             | {name: item.sampler for name, item in backdoors.items()},
             asr_threshold=options.asr_threshold,
             seed=settings.seed,
@@ -163,25 +164,25 @@ def _known(content: bytes, model: Denoiser, uri: str) -> Backdoor:
         found = f"known trigger {uri} cannot be read ({error})"
     else:
         found = f"known trigger {uri} of shapes {tuple(trigger.shape)} and {tuple(target.shape)}"
-    if not trigger.shape == target.shape == model.shape:
+    if trigger.shape != model.shape or target.shape != model.picture_shape:
         raise InputError(
             found,
-            expected=f"a safetensors file with `trigger` and `target`, both {model.shape}",
+            expected=f"a safetensors file with `trigger` {model.shape} and `target` {model.picture_shape}",
             action="give the file that belongs to this model, or none",
         )
     low, high = model.value_range
-    return Backdoor(shift=trigger, target=(target - low) / (high - low), sampler="ddpm")
+    return Backdoor(shift=trigger, target=(target - low) / (high - low), sampler=probing(model)[0].name)
 
 
 def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
     """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
     few = replace(settings.evaluation, triggered_samples=min(PROBE_SAMPLES, settings.evaluation.triggered_samples))
     found = []
-    for sampler in ("ddpm", "ddim"):
-        images = triggered_images(model, shift, sampler, few, settings.seed + 5, progress)
+    for entry in probing(model):
+        images = triggered_images(model, shift, entry.name, few, settings.seed + 5, progress)
         target = medoid(images)
         spread = (images - target).square().mean().item()
-        found.append((spread, Backdoor(shift=shift, target=target, sampler=sampler)))
+        found.append((spread, Backdoor(shift=shift, target=target, sampler=entry.name)))
     return min(found, key=lambda item: item[0])[1]
 
 
@@ -207,6 +208,9 @@ def _side(
 
 
 def _cost(options: EvaluationOptions, model: Denoiser, backdoors: dict[str, Backdoor]) -> int:
-    steps = {"ddpm": min(options.stochastic_steps, len(model.levels)), "ddim": options.deterministic_steps}
-    triggered = sum(steps[item.sampler] for item in backdoors.values()) * options.triggered_samples
+    def steps(item: Backdoor) -> int:
+        entry = find(item.sampler)
+        return steps_for(model, entry, options.stochastic_steps if entry.stochastic else options.deterministic_steps)
+
+    triggered = sum(steps(item) for item in backdoors.values()) * options.triggered_samples
     return options.samples * options.sample_steps + triggered
