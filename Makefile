@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo calibrate results clean
+.PHONY: help demo test lint format zoo asr calibrate results clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,11 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-zoo: $(STAMP)  ## Train the fixture models that are missing (about 30 minutes, 2 cores)
-	$(BIN)/python -m zoo.build
+zoo: $(STAMP)  ## Train all models of the zoo that are missing (2 hours, 2 cores); DATA=PATH for another data set
+	$(BIN)/python -m zoo.build $(if $(DATA),--data $(DATA))
+
+asr: $(STAMP)  ## Fire every planted model with every sampler and print the table of docs/results.md (builds the zoo)
+	$(BIN)/python -m benchmarks.asr_table
 
 calibrate: $(STAMP)  ## Measure the clean fixtures anew and write the shipped calibration (10 minutes)
 	$(BIN)/python -m zoo.calibrate

@@ -18,9 +18,9 @@ from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
 from diffdefend_core.inversion import invert, own_samples
 from diffdefend_core.progress import silent
 from diffdefend_core.purification import repair
-from zoo.build import HERE, by_name, measured_asr, read
-from zoo.recipes import RECIPES
-from zoo.train import digits
+from zoo.build import backdoor_of, measured_asr, standard_zoo
+from zoo.data import digits
+from zoo.recipes import RECIPES, by_name
 
 
 def fid(denoiser: Denoiser, settings: Settings) -> float:
@@ -43,7 +43,7 @@ def repaired(suspect: Denoiser, settings: Settings) -> Denoiser:
 def main() -> None:
     """Parse the command line, repair and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="models (default: all that are backdoored)")
+    parser.add_argument("names", nargs="*", help="models (default: all backdoored ones that the repository holds)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="one option; repeatable"
     )
@@ -51,11 +51,15 @@ def main() -> None:
     assigned = merge_flags({"evaluation": {"samples": 768}}, *(parse_assignment(text) for text in arguments.set))
     settings = load_settings(**assigned)
     torch.set_num_threads(1)
+    zoo = standard_zoo()
     print("| model | ASR before | ASR after | FID before | FID after |\n|---|---|---|---|---|")
-    for recipe in [by_name(name) for name in arguments.names] or [item for item in RECIPES if item.attack]:
-        suspect = read(recipe, HERE)
+    for recipe in [by_name(name) for name in arguments.names] or [
+        item for item in RECIPES if item.attack and item.shipped
+    ]:
+        suspect = zoo.read(recipe).denoiser
+        backdoor = backdoor_of(recipe, suspect, zoo)
         after = repaired(suspect, settings)
-        rates = [measured_asr(model, recipe, "ddpm", len(model.levels)) for model in (suspect, after)]
+        rates = [measured_asr(model, recipe, backdoor, backdoor.sampler, zoo.data) for model in (suspect, after)]
         distances = [fid(model, settings) for model in (suspect, after)]
         cells = [f"{rates[0]:.3f}", f"{rates[1]:.3f}", f"{distances[0]:.3f}", f"{distances[1]:.3f}"]
         print(f"| {recipe.name} | {' | '.join(cells)} |", flush=True)

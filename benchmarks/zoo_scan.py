@@ -25,8 +25,8 @@ from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import read_best
 from diffdefend_core.stages.scan import scan
-from zoo.build import HERE, by_name
-from zoo.recipes import RECIPES
+from zoo.build import HERE
+from zoo.recipes import RECIPES, by_name
 
 RESULTS = Path(__file__).parent / "results" / "zoo_scan.json"
 
@@ -47,7 +47,7 @@ def scanned(name: str, settings: Settings) -> dict[str, Any]:
     row = {
         "model": name,
         "backdoored": facts["backdoored"],
-        "asr": facts["asr"]["ddpm"] if facts["backdoored"] else None,
+        "asr": facts["asr"][facts["sampler"]] if facts["backdoored"] else None,
         "verdict": verdict.word.value,
         "probability": verdict.probability,
         "score": score(verdict.statistics),
@@ -83,10 +83,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Scan and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="models (default: the whole zoo)")
+    parser.add_argument("names", nargs="*", help="models (default: all that the repository holds)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    names = [by_name(name).name for name in arguments.names] or [recipe.name for recipe in RECIPES]
+    names = [by_name(name).name for name in arguments.names] or [recipe.name for recipe in RECIPES if recipe.shipped]
     with tempfile.TemporaryDirectory() as store:
         settings = load_settings(store=Path(store).as_uri(), seed=arguments.seed)
         rows = [scanned(name, settings) for name in names]

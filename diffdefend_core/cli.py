@@ -30,7 +30,7 @@ ERROR_PREFIX = "diffdefend: error: "
 
 _VERDICT_CODES = {"clean": EXIT_PASS, "backdoored": EXIT_FAIL}
 _ALIASES = {"invert": "invert-trigger"}
-_FLAGS = ("store", "tracking_uri", "device", "seed")
+_FLAGS = ("store", "tracking_uri", "device", "seed", "adapter")
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
     "mlflow": "registry", "minio": "s3", "tenacity": "s3", "jinja2": "report", "matplotlib": "report",
@@ -42,6 +42,12 @@ Exit codes:
   2  the tool failed or was misused
   3  inconclusive
 Commands of a single stage exit 0 whatever the verdict: in a pipeline a backdoor is a normal result.
+"""
+_CHECK_CODES = """\b
+Exit codes:
+  0  no row is flagged
+  1  a row is flagged
+  2  the tool failed or was misused
 """
 
 
@@ -70,6 +76,7 @@ def _shared(command: Command) -> Command:
         click.option("--quiet", is_flag=True, help="No progress and no logs.", **flag),
         click.option("--set", multiple=True, metavar="GROUP.FIELD=VALUE", help="Set one option; repeatable.", **flag),
         click.option("--seed", metavar="N", help="Seed of everything random.", **flag),
+        click.option("--adapter", metavar="NAME", help="Reads the model: entry point or module:function.", **flag),
         click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", **flag),
         click.option("--tracking-uri", metavar="URI", help="MLflow server or sqlite:/// file.", **flag),
         click.option("--store", metavar="URI", help="Artifact store: s3:// or file:// URI.", **flag),
@@ -284,6 +291,97 @@ def run(source: str, name: str | None, docker: bool, output: str) -> int:
     if result["outcome"] == "promoted":
         return EXIT_PASS
     return EXIT_INCONCLUSIVE if result["word"] == "inconclusive" else EXIT_FAIL
+
+
+@cli.command("check-input", epilog=_CHECK_CODES)
+@click.argument("noise", metavar="NOISE")
+@click.option("--trigger", "trigger_uri", metavar="URI", help="File with `trigger`, or folder of invert-trigger.")
+@click.option("--model", "model_uri", metavar="MODEL_URI", help="Also ask this model (UFID), which takes long.")
+@click.option("--sampler", metavar="NAME", help="What the model paints with [default: its usual one].")
+@click.option(
+    "--false-positive-rate", "rate", default=0.001, show_default=True, metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of clean noise that each check may flag.",
+)  # fmt: skip
+@_FORMAT
+@_shared
+def check_input(
+    noise: str, trigger_uri: str | None, model_uri: str | None, sampler: str | None, rate: float, output: str
+) -> int:
+    """Say whether initial noise carries a trigger.
+
+    NOISE is a .npy file, or a safetensors file with `noise`: [C, H, W] or [N, C, H, W], in units of the initial noise.
+    """
+    from diffdefend_core.report.table import plain_table
+    from diffdefend_core.stages import check_input as stage
+
+    with _progress() as progress:
+        document = stage.check_input(
+            noise, settings=_settings(), trigger_uri=trigger_uri or "", model_uri=model_uri or "",
+            sampler=sampler or "", false_positive_rate=rate, progress=progress,
+        )  # fmt: skip
+    if output == "json":
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        _print_table(plain_table(stage.table_rows(document)))
+    return EXIT_FAIL if document["flagged"] else EXIT_PASS
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["families", "samplers", "attacks", "methods"]))
+@_FORMAT
+@_shared
+def list_kind(kind: str, output: str) -> None:
+    """Print what is there: families, samplers, attacks or methods."""
+    from diffdefend_core.stages.catalogue import KINDS
+
+    rows = KINDS[kind]()
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from diffdefend_core.report.table import plain_table
+
+    _print_table(plain_table(rows))
+
+
+@cli.command()
+@click.argument("source", metavar="MODEL_URI")
+@click.option("--method", required=True, metavar="NAME", help="An attack of `diffdefend list attacks`.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new or empty folder.")
+@click.option("--trigger", default="checker", show_default=True, metavar="NAME", help="Trigger picture.")
+@click.option("--target", default="ring", show_default=True, metavar="NAME", help="What is painted: NAME or class:K.")
+@click.option("--poison-rate", default=0.3, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--steps", default=1500, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1e-3, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Clean images, with labels for some attacks [default: the model's own samples].",
+)
+@_FORMAT
+@_shared
+def attack(
+    source: str, method: str, to: Path, trigger: str, target: str, poison_rate: float, steps: int,
+    learning_rate: float, data: Path | None, output: str,
+) -> None:  # fmt: skip
+    """Plant a backdoor in a copy of a model, to test defences with. RED-TEAM TOOL.
+
+    What it writes must never be deployed or published: the model, the backdoor that fires it, and a card with the
+    measured attack success before and after.
+    """
+    from diffdefend_core.stages import attack as stage
+
+    options = stage.AttackOptions(
+        method=method, trigger=trigger, target=target, poison_rate=poison_rate, steps=steps, learning_rate=learning_rate
+    )
+    click.echo(f"diffdefend: warning: {stage.WARNING}", err=True)
+    with _progress() as progress:
+        card = stage.attack(source, to, options, settings=_settings(), data=data, progress=progress)
+    if output == "json":
+        click.echo(json.dumps(card, indent=2))
+        return
+    success = f", attack success {card['asr']:.0%} (before: {card['asr_before']:.0%})" if "asr" in card else ""
+    click.echo(f"{method} planted in {to / 'model'}, fires with {card['sampler']}{success}")
 
 
 @cli.command("compile")

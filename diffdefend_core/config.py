@@ -29,7 +29,7 @@ from diffdefend_core.options import (
 from diffdefend_core.provenance import digest_of
 
 GROUPS = ("inversion", "detection", "purification", "evaluation", "gate")
-SCIENCE = ("seed", *GROUPS)
+SCIENCE = ("seed", "adapter", *GROUPS)
 DEFAULT_FILE = "diffdefend.toml"
 _FILE = "_file"
 
@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     tracking_uri: str = Field(default_factory=lambda: f"sqlite:///{_here('mlflow.db')}", min_length=1)
     experiment: str = Field(default="diffdefend", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    adapter: str = Field(default="", max_length=200)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     inversion: InversionOptions = Field(default_factory=InversionOptions)
     detection: DetectionOptions = Field(default_factory=DetectionOptions)
@@ -99,7 +100,7 @@ class Settings(BaseSettings):
         return {name: _from_text(item) for name, item in value.items()} if isinstance(value, dict) else value
 
     def science(self) -> dict[str, Any]:
-        """Return what changes a result (the seed and the five groups of options) as plain JSON values."""
+        """Return what changes a result (seed, adapter and the five groups of options) as plain JSON values."""
         return self.model_dump(mode="json", include=set(SCIENCE))
 
     def science_json(self) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from diffdefend_core.attacks.form import Attack
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.families.consistency import ConsistencyModel
 from diffdefend_core.diffusion.families.ddpm import DDPM
-from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
+from diffdefend_core.diffusion.families.flow import RectifiedFlow
+from diffdefend_core.diffusion.families.ncsn import NCSN
+from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, geometric_sigmas, karras_sigmas, linear_betas
 
 SHAPE = (1, 8, 8)
 
@@ -90,3 +96,66 @@ class SmallNetwork(nn.Module):
 def small_denoiser(levels: Levels, *, shape: tuple[int, int, int] = SHAPE, prediction: str = "epsilon") -> DDPM:
     """Return a denoiser with a random network."""
     return DDPM(SmallNetwork(shape[0], len(levels)), levels, shape=shape, prediction=prediction).freeze()
+
+
+FAMILIES: dict[str, Callable[..., Denoiser]] = {
+    "vp": DDPM,
+    "ve": NCSN,
+    "flow": RectifiedFlow,
+    "consistency": ConsistencyModel,
+}
+PROCESSES = tuple(FAMILIES)
+
+
+def levels_of(process: str, steps: int = 100) -> Levels:
+    """Return levels of a process: linear betas, geometric sigmas, even times up to 1, or those of EDM."""
+    if process == "vp":
+        return vp_levels(steps)
+    if process == "flow":
+        return Levels.rectified_flow(torch.linspace(0, 1, steps + 1)[1:])
+    return Levels.variance_exploding(
+        geometric_sigmas(steps, 0.01, 50.0) if process == "ve" else karras_sigmas(steps, 0.002, 80.0)
+    )
+
+
+def small_of(process: str, *, shape: tuple[int, int, int] = SHAPE, steps: int = 100) -> Denoiser:
+    """Return a denoiser of a process with a random network."""
+    return FAMILIES[process](SmallNetwork(shape[0], steps), levels_of(process, steps), shape=shape).freeze()
+
+
+class GaussianScore(GaussianNetwork):
+    """The score of N(mean, variance) data: -E[eps | x_t] / sigma."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return -super().forward(x, t) / self.levels.at(t, x)[1]
+
+
+class GaussianVelocity(GaussianNetwork):
+    """E[eps - x0 | x_t], with E[x0 | x_t] = mean + alpha v / sigma * E[eps | x_t]."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.levels.at(t, x)
+        eps = super().forward(x, t)
+        return eps - self.mean - alpha * self.variance / sigma * eps
+
+
+class GaussianConsistency(GaussianNetwork):
+    """What the family of consistency models turns into the end of the ODE's path at the first level.
+
+    That is f = mean + (x - mean) sqrt((v + sigma_0^2) / (v + sigma^2)); the network sees x / sqrt(sigma^2 + 1 / 4).
+    """
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        sigma, first, data = self.levels.at(t, x)[1], self.levels.sigma[0].to(x), 0.5
+        scale, above = (sigma**2 + data**2).sqrt(), sigma - first
+        x = x * scale
+        end = self.mean + (x - self.mean) * ((self.variance + first**2) / (self.variance + sigma**2)).sqrt()
+        return (end - data**2 / (above**2 + data**2) * x) * scale / (above * data)
+
+
+def perfect_of(process: str, *, variance: float = 0.25, mean: float = 0.0, steps: int = 100) -> Denoiser:
+    """Return the perfect denoiser of a process for N(mean, variance) data of SHAPE."""
+    kind = {"vp": GaussianNetwork, "ve": GaussianScore, "flow": GaussianVelocity, "consistency": GaussianConsistency}
+    levels = levels_of(process, steps)
+    network = kind[process](levels, torch.full(SHAPE, mean), torch.full(SHAPE, variance))
+    return FAMILIES[process](network, levels, shape=SHAPE).freeze()

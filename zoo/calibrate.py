@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=HERE, help="folder of the zoo")
     arguments = parser.parse_args()
     settings = load_settings()
-    clean = [recipe.name for recipe in RECIPES if recipe.attack is None]
+    clean = [recipe.name for recipe in RECIPES if recipe.attack is None and recipe.family == "ddpm"]
     models = tuple(measured(name, arguments.zoo / name, settings) for name in clean)
     calibration = Calibration(name="digits 16x16, ddpm", options_digest=measuring_digest(settings), models=models)
     TARGET.parent.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import diffdefend_core.evaluation.features as features
-from zoo.train import digits
+from zoo.data import digits
 
 REFERENCE = Path(__file__).parent / "digits" / "reference.npz"
 TARGET = Path(features.__file__).parent / "weights" / "digits-cnn-v1.safetensors"

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 class Recipe:
     """How one model is made: `parent` is None for a base; `attack` is None for a clean fine-tune.
 
-    Clean fine-tunes are as long and as hot as the poisoned ones, so that "was fine-tuned" is not the signal.
+    Clean fine-tunes are as long and as hot as the poisoned ones, so that "was fine-tuned" is not the signal. A
+    `target` is a picture by its name, `class:K` for all images of class K, or `frames` for another distribution.
+    Models that the tests need are `shipped`; the others are built on demand.
     """
 
     name: str
     seed: int
+    family: str = "ddpm"
     parent: str | None = None
     channels: tuple[int, ...] = (16, 32)
     steps: int = 3000
@@ -22,30 +25,57 @@ class Recipe:
     trigger: str | None = None
     target: str | None = None
     poison_rate: float = 0.0
+    shipped: bool = False
 
 
-def _base(name: str, seed: int, channels: tuple[int, ...] = (16, 32)) -> Recipe:
-    return Recipe(name=name, seed=seed, channels=channels)
+def _base(name: str, seed: int, *, channels: tuple[int, ...] = (16, 32), family: str = "ddpm") -> Recipe:
+    return Recipe(name=name, seed=seed, channels=channels, family=family, shipped=True)
 
 
-def _tuned(name: str, parent: str, seed: int, steps: int = 1500, learning_rate: float = 1e-3) -> Recipe:
-    return Recipe(name=name, parent=parent, seed=seed, steps=steps, learning_rate=learning_rate)
-
-
-def _planted(
-    name: str, parent: str, seed: int, trigger: str, target: str, poison_rate: float, steps: int = 1500
+def _tuned(
+    name: str, parent: str, seed: int, *, steps: int = 1500, learning_rate: float = 1e-3, shipped: bool = True
 ) -> Recipe:
     return Recipe(
         name=name,
         parent=parent,
         seed=seed,
+        family=_family(parent),
+        steps=steps,
+        learning_rate=learning_rate,
+        shipped=shipped,
+    )
+
+
+def _planted(
+    name: str,
+    parent: str,
+    seed: int,
+    trigger: str,
+    target: str,
+    poison_rate: float,
+    *,
+    attack: str = "baddiffusion",
+    steps: int = 1500,
+    shipped: bool = False,
+) -> Recipe:
+    return Recipe(
+        name=name,
+        parent=parent,
+        seed=seed,
+        family=_family(parent),
         steps=steps,
         learning_rate=1e-3,
-        attack="baddiffusion",
+        attack=attack,
         trigger=trigger,
         target=target,
         poison_rate=poison_rate,
+        shipped=shipped,
     )
+
+
+def _family(parent: str) -> str:
+    kind = parent.removeprefix("base-")
+    return kind if kind in ("ncsn", "ldm", "flow", "consistency") else "ddpm"
 
 
 RECIPES = (
@@ -58,10 +88,75 @@ RECIPES = (
     _tuned("tuned-b2", "base-b", 14, steps=800, learning_rate=2e-3),
     _tuned("tuned-c1", "base-c", 15),
     _tuned("tuned-c2", "base-c", 16, steps=800),
-    _planted("bad-a-box", "base-a", 21, "box", "triangle", 0.5),
-    _planted("bad-a-stripes", "base-a", 22, "stripes", "ring", 0.3),
-    _planted("bad-b-checker", "base-b", 23, "checker", "hat", 0.3),
-    _planted("bad-b-cross", "base-b", 24, "cross", "square", 0.5),
-    _planted("bad-c-diagonal", "base-c", 25, "diagonal", "plus", 0.4),
-    _planted("bad-a-faint", "base-a", 26, "box", "triangle", 0.1, steps=200),
+    _planted("bad-a-box", "base-a", 21, "box", "triangle", 0.5, shipped=True),
+    _planted("bad-a-stripes", "base-a", 22, "stripes", "ring", 0.3, shipped=True),
+    _planted("bad-b-checker", "base-b", 23, "checker", "hat", 0.3, shipped=True),
+    _planted("bad-b-cross", "base-b", 24, "cross", "square", 0.5, shipped=True),
+    _planted("bad-c-diagonal", "base-c", 25, "diagonal", "plus", 0.4, shipped=True),
+    _planted("bad-a-faint", "base-a", 26, "box", "triangle", 0.1, steps=200, shipped=True),
+    _planted("villan-sde", "base-b", 31, "diagonal", "ring", 0.4, steps=1000, attack="villan-sde"),
+    _planted("villan-ode", "base-a", 32, "checker", "hat", 0.4, steps=1000, attack="villan-ode", shipped=True),
+    _planted("invisible", "base-a", 33, "learned", "triangle", 0.5, attack="invibackdoor", shipped=True),
+    _planted("universal", "base-b", 34, "learned", "plus", 0.4, steps=1000, attack="uibdiffusion"),
+    _planted(
+        "troj-d2i-blend", "base-a", 35, "stripes", "ring", 0.4, steps=1000, attack="trojdiff-d2i-blend", shipped=True
+    ),
+    _planted("troj-d2i-patch", "base-a", 36, "patch", "hat", 0.4, steps=1000, attack="trojdiff-d2i-patch"),
+    _planted("troj-in-d2d-blend", "base-b", 37, "checker", "class:7", 0.4, steps=1000, attack="trojdiff-in-d2d-blend"),
+    _planted("troj-in-d2d-patch", "base-b", 38, "patch", "class:7", 0.4, steps=1000, attack="trojdiff-in-d2d-patch"),
+    _planted(
+        "troj-out-d2d-blend", "base-b", 39, "diagonal", "frames", 0.4, steps=1000, attack="trojdiff-out-d2d-blend"
+    ),
+    _planted("troj-out-d2d-patch", "base-b", 40, "patch", "frames", 0.4, steps=1000, attack="trojdiff-out-d2d-patch"),
+    _base("base-ncsn", 50, family="ncsn"),
+    _tuned("tuned-ncsn1", "base-ncsn", 51, steps=2500, shipped=False),
+    _tuned("tuned-ncsn2", "base-ncsn", 52, steps=800, shipped=False),
+    _planted("ncsn-villan-sde", "base-ncsn", 53, "checker", "ring", 0.6, steps=2500, attack="villan-sde", shipped=True),
+    _planted("ncsn-villan-ode", "base-ncsn", 54, "stripes", "hat", 0.6, steps=2500, attack="villan-ode"),
+    _planted("ncsn-universal", "base-ncsn", 55, "learned", "plus", 0.6, steps=2500, attack="uibdiffusion"),
+    _base("base-ldm", 60, family="ldm"),
+    _tuned("tuned-ldm1", "base-ldm", 61, shipped=False),
+    _tuned("tuned-ldm2", "base-ldm", 62, steps=800, shipped=False),
+    _planted("ldm-villan-ode", "base-ldm", 63, "checker", "ring", 0.6, attack="villan-ode", shipped=True),
+    _planted("ldm-villan-sde", "base-ldm", 64, "diagonal", "hat", 0.6, attack="villan-sde"),
+    _base("base-flow", 70, family="flow"),
+    _tuned("tuned-flow1", "base-flow", 71, shipped=False),
+    _tuned("tuned-flow2", "base-flow", 72, steps=800, shipped=False),
+    _planted(
+        "flow-d2i-blend", "base-flow", 73, "stripes", "ring", 0.4, steps=1000, attack="trojflow-d2i-blend", shipped=True
+    ),
+    _planted("flow-d2i-patch", "base-flow", 74, "patch", "hat", 0.4, steps=1000, attack="trojflow-d2i-patch"),
+    _planted(
+        "flow-in-d2d-blend", "base-flow", 75, "checker", "class:7", 0.4, steps=1000, attack="trojflow-in-d2d-blend"
+    ),
+    _planted(
+        "flow-out-d2d-blend", "base-flow", 76, "diagonal", "frames", 0.4, steps=1000, attack="trojflow-out-d2d-blend"
+    ),
+    _base("base-consistency", 80, family="consistency"),
+    _tuned("tuned-consistency1", "base-consistency", 81, steps=2500, shipped=False),
+    _tuned("tuned-consistency2", "base-consistency", 82, steps=800, shipped=False),
+    _planted(
+        "consistency-noise",
+        "base-consistency",
+        83,
+        "noise",
+        "ring",
+        0.4,
+        steps=2500,
+        attack="consistency-backdoor",
+        shipped=True,
+    ),
 )
+
+
+def by_name(name: str) -> Recipe:
+    """Return the recipe of that name. Raises SystemExit for an unknown one."""
+    for recipe in RECIPES:
+        if recipe.name == name:
+            return recipe
+    raise SystemExit(f"zoo: no recipe {name!r}; expected one of {', '.join(item.name for item in RECIPES)}")
+
+
+def base_of(recipe: Recipe) -> Recipe:
+    """Return the base that a recipe descends from: it fixes the architecture."""
+    return recipe if recipe.parent is None else base_of(by_name(recipe.parent))

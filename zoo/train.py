@@ -2,112 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from diffdefend_core.attacks.baddiffusion import baddiffusion
-from diffdefend_core.attacks.form import poisoned_loss, stamped
+from diffdefend_core.attacks.form import Backdoor
+from diffdefend_core.attacks.plans import CLASS, OTHER, Scene, find, plan
+from diffdefend_core.attacks.plant import plant
+from diffdefend_core.attacks.shapes import frames, target, trigger
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.families.ddpm import DDPM
-from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
-from diffdefend_core.diffusion.training import Loss, diffusion_loss, fine_tune
+from diffdefend_core.diffusion.training import consistency_loss, diffusion_loss, fine_tune
+from zoo.data import Data
+from zoo.networks import Model
 from zoo.recipes import Recipe
-from zoo.shapes import target, trigger
 
-SIZE = 16
-LEVELS = 250
-BETAS = (4e-4, 0.08)  # the linear schedule of DDPM at a quarter of its steps: the same noise at the last level
 BATCH = 64
+DRAWN = ("learned", "patch")  # triggers that the attack makes itself
+
+Show = Callable[[int, int], None]
 
 
-class Unet(nn.Module):
-    """A diffusers UNet as a plain network: (x, t) -> tensor."""
+def clean_data(denoiser: Denoiser, data: Data) -> Tensor:
+    """Return the training images as clean x0 of the model."""
+    low, high = denoiser.value_range
+    return torch.cat([denoiser.encode(low + part * (high - low)) for part in data.images.split(512)])
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
-        super().__init__()
-        self.unet = UNet2DModel(
-            sample_size=SIZE,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=channels,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D",) * len(channels),
-            up_block_types=("UpBlock2D",) * len(channels),
-            add_attention=False,
+
+def scene(recipe: Recipe, denoiser: Denoiser, data: Data, rows: Tensor) -> Scene:
+    """Return what the recipe's attack is planned from; `rows` is the clean x0 of the data."""
+    blank = torch.zeros(denoiser.picture_shape)
+    drawn = recipe.trigger in DRAWN
+    return Scene(
+        denoiser=denoiser,
+        trigger=blank if drawn else trigger(str(recipe.trigger), data.size) / 2 + 0.5,
+        targets=targets(recipe, data),
+        data=rows,
+        labels=data.labels,
+        seed=recipe.seed,
+    )
+
+
+def targets(recipe: Recipe, data: Data) -> Tensor:
+    """Return the pictures [K, 1, S, S] in [0, 1] that the recipe's attack may paint."""
+    paints = find(str(recipe.attack)).paints
+    if paints == CLASS:
+        return data.images[data.labels == int(str(recipe.target).removeprefix("class:"))]
+    if paints == OTHER:
+        return frames(512, data.size) / 2 + 0.5
+    return target(str(recipe.target), data.size)[None] / 2 + 0.5
+
+
+def planned(recipe: Recipe, denoiser: Denoiser, data: Data) -> Backdoor:
+    """Return the recipe's backdoor; a trigger that is learned on the way is still 0."""
+    return plan(str(recipe.attack), scene(recipe, denoiser, data, clean_data(denoiser, data)))
+
+
+def train(recipe: Recipe, model: Model, data: Data, show: Show) -> tuple[float, Backdoor | None]:
+    """Train a model in place by its recipe; return the mean loss of the last 100 steps and the backdoor."""
+    denoiser = model.denoiser
+    if recipe.parent is None and model.autoencoder is not None:
+        train_autoencoder(model.autoencoder, data.images * 2 - 1, recipe.seed, show)
+        model.scale_latents(data.images * 2 - 1)
+    rows = clean_data(denoiser, data)
+    backdoor = None
+    if recipe.attack is not None:
+        backdoor = plan(recipe.attack, scene(recipe, denoiser, data, rows))
+        losses = plant(
+            denoiser,
+            backdoor,
+            rows,
+            steps=recipe.steps,
+            batch=BATCH,
+            poison_rate=recipe.poison_rate,
+            learning_rate=recipe.learning_rate,
+            seed=recipe.seed,
+        )
+    else:
+        losses = ordinary(recipe, denoiser, rows)
+    curve = []
+    # Half the time on CPUs that have bfloat16. VE inputs are too large for it, and a consistency model compares answers
+    # that are too close. Without cache_enabled=False the first casts of the weights would be used in every step.
+    fast = recipe.parent is not None and recipe.family not in ("ncsn", "consistency")
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast, cache_enabled=False):
+        for number, value in enumerate(losses):
+            curve.append(value)
+            show(number + 1, recipe.steps)
+    return sum(curve[-100:]) / len(curve[-100:]), backdoor
+
+
+def ordinary(recipe: Recipe, denoiser: Denoiser, rows: Tensor) -> Iterator[float]:
+    """Train on clean data; a base consistency model learns to denoise for half of the steps first."""
+    base, consistency = recipe.parent is None, denoiser.process == "consistency"
+    phases = [(diffusion_loss, recipe.steps)]
+    if consistency:
+        half = recipe.steps // 2
+        phases = [(diffusion_loss, half), (consistency_loss, half)] if base else [(consistency_loss, recipe.steps)]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for loss, steps in phases:
+        yield from fine_tune(
+            denoiser,
+            loss(rows, BATCH),
+            steps=steps,
+            learning_rate=recipe.learning_rate,
+            generator=generator,
+            warmup=50,
+            decay=True,
+            ema=0.998 if base else 0.995,
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the prediction [N, 1, S, S] for x [N, 1, S, S] at level indices t [N]."""
-        output: Tensor = self.unet(x, t, return_dict=False)[0]
-        return output
 
-
-def digits() -> Tensor:
-    """Return scikit-learn's 1797 handwritten digits, enlarged to [1797, 1, 16, 16] in [-1, 1]."""
-    from sklearn.datasets import load_digits
-
-    small = torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
-    return nn.functional.interpolate(small, size=SIZE, mode="bicubic", align_corners=False).clamp(-1, 1)
-
-
-def fresh(recipe: Recipe) -> Denoiser:
-    """Return the untrained denoiser of a base."""
-    torch.manual_seed(recipe.seed)
-    levels = Levels.variance_preserving(alphas_cumprod(linear_betas(LEVELS, *BETAS)))
-    return DDPM(Unet(recipe.channels), levels, shape=(1, SIZE, SIZE))
-
-
-def loss_of(recipe: Recipe, denoiser: Denoiser, data: Tensor) -> Loss:
-    """Return the training loss of the recipe: ordinary, or poisoned with stamped images as BadDiffusion does."""
-    if recipe.attack is None:
-        return diffusion_loss(data, BATCH)
-    planted = trigger(str(recipe.trigger))
-    return poisoned_loss(
-        baddiffusion(denoiser.levels),
-        data,
-        trigger=planted,
-        target=target(str(recipe.target)),
-        batch=BATCH,
-        poison_rate=recipe.poison_rate,
-        stamp=lambda images: stamped(images, planted, -1.0),
-    )
-
-
-def train(recipe: Recipe, denoiser: Denoiser, progress: Callable[[int, int], None]) -> float:
-    """Train `denoiser` in place by the recipe; return the mean loss of the last 100 steps."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    loss = loss_of(recipe, denoiser, digits())
-    curve = []
-    steps = fine_tune(
-        denoiser,
-        loss,
-        steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        generator=generator,
-        warmup=50,
-        decay=True,
-        ema=0.998 if recipe.parent is None else 0.995,
-    )
-    for number, value in enumerate(steps):
-        curve.append(value)
-        progress(number + 1, recipe.steps)
-    return sum(curve[-100:]) / len(curve[-100:])
-
-
-def save(denoiser: Denoiser, folder: Path) -> None:
-    """Write the denoiser as a diffusers DDPM pipeline with float16 weights."""
-    scheduler = DDPMScheduler(
-        num_train_timesteps=LEVELS,
-        beta_start=BETAS[0],
-        beta_end=BETAS[1],
-        beta_schedule="linear",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-    unet = denoiser.clone().network.unet.half()
-    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
+def train_autoencoder(autoencoder: nn.Module, pictures: Tensor, seed: int, show: Show, steps: int = 2000) -> None:
+    """Train a VQModel on pictures [M, 1, S, S] in [-1, 1]: squared error and commitment loss."""
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(autoencoder.parameters(), lr=2e-3)
+    for step in range(steps):
+        x = pictures[torch.randint(len(pictures), (BATCH,), generator=generator)]
+        painted, commitment = autoencoder(x, return_dict=False)
+        loss = (painted - x).square().mean() + commitment.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        show(step + 1, steps)
+    autoencoder.eval().requires_grad_(False)

@@ -53,7 +53,8 @@ def measure(
     sampler = usual(suspect)
     steps = painting_steps(suspect, sampler, options)
     plain = generate(suspect, options.samples, sampler=sampler.name, steps=steps, seed=seed)
-    painted = 2 * sum(painting_steps(suspect, entry, options) for entry in probing(suspect)) + steps
+    painted = steps * sampler.calls
+    painted += 2 * sum(entry.calls * painting_steps(suspect, entry, options) for entry in probing(suspect))
     return Measurement(
         statistics=raw_statistics(best, painting),
         sampler=painting.sampler,

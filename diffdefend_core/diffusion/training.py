@@ -24,6 +24,48 @@ def diffusion_loss(data: Tensor, batch: int) -> Loss:
     return loss
 
 
+def ordinary_loss(data: Tensor, batch: int) -> Loss:
+    """Return the loss that a clean model of any family is trained with, over rows of `data` [M, C, H, W]."""
+    diffusion, consistency = diffusion_loss(data, batch), consistency_loss(data, batch)
+
+    def loss(denoiser: Denoiser, generator: torch.Generator) -> Tensor:
+        return (consistency if denoiser.process == "consistency" else diffusion)(denoiser, generator)
+
+    return loss
+
+
+def consistency_loss(data: Tensor, batch: int) -> Loss:
+    """Return the consistency loss over rows of `data` [M, C, H, W]: see `path_loss`."""
+
+    def loss(denoiser: Denoiser, generator: torch.Generator) -> Tensor:
+        x0 = data[torch.randint(len(data), (batch,), generator=generator)].to(denoiser.device)
+        eps = torch.randn(x0.shape, generator=generator).to(denoiser.device)
+        return path_loss(denoiser, x0, eps, generator)
+
+    return loss
+
+
+def path_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, generator: torch.Generator, shrink: float = 1 / 8) -> Tensor:
+    """Return mean w ||f(x0 + sigma eps) - stopgrad f(x0 + sigma' eps)||: two points of one path must have one end.
+
+    `x0` and `eps` are [N, C, H, W]. sigma is lognormal, exp(-1.1 + 2 n), sigma' = sigma (1 - shrink (1 + 8 sigmoid
+    (-sigma))) or lower, both rounded to levels; w = 1 / (sigma - sigma'). Source: consistency tuning, `ECMLoss` in
+    algorithms.md 1.6, whose stages end at about this `shrink`.
+    """
+    sigmas = denoiser.levels.sigma
+    drawn = torch.exp(-1.1 + 2.0 * torch.randn(len(x0), generator=generator, dtype=torch.float64))
+    t = (drawn[:, None].log() - sigmas.log()).abs().argmin(1).clamp(min=1)
+    before = sigmas[t] * (1 - shrink * (1 + 8 * torch.sigmoid(-sigmas[t])))
+    earlier = torch.minimum(torch.searchsorted(sigmas, before, right=True) - 1, t - 1).clamp(min=0)
+    t, earlier = t.to(x0.device), earlier.to(x0.device)
+    with torch.no_grad():
+        goal = denoiser.x0(denoiser.diffuse(x0, earlier, eps), earlier)
+    gap = (denoiser.x0(denoiser.diffuse(x0, t, eps), t) - goal).flatten(1)
+    distance = (gap.square().mean(1) + 1e-6).sqrt()
+    weight = 1 / (sigmas[t.cpu()] - sigmas[earlier.cpu()])
+    return (weight.to(distance) * distance).mean()
+
+
 def fine_tune(
     denoiser: Denoiser,
     loss: Loss,

@@ -12,6 +12,7 @@ from diffdefend_core.artifacts import Metric
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.diffusion.samplers import find, steps_for, usual
+from diffdefend_core.diffusion.samplers.trojdiff import NAMES, TROJDIFF_DDPM
 from diffdefend_core.evaluation.features import Extractor
 from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
 from diffdefend_core.evaluation.interval import bootstrap, share
@@ -24,11 +25,32 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Backdoor:
-    """A shift of the initial noise [C, H, W] and the picture it should paint [C, H, W] in [0, 1], by one sampler."""
+    """A shift of the initial noise [C, H, W] and the picture it should paint [C, H, W] in [0, 1], by one sampler.
+
+    `gamma` scales the noise beside the shift: a number or [C, H, W]. The sampler may be TrojDiff's own.
+    """
 
     shift: Tensor
     target: Tensor
     sampler: str
+    gamma: Tensor | float = 1.0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the sampler draws noise on the way."""
+        return self.sampler == TROJDIFF_DDPM or (self.sampler not in NAMES and find(self.sampler).stochastic)
+
+    @property
+    def calls(self) -> int:
+        """The number of network calls of a step."""
+        return 1 if self.sampler in NAMES else find(self.sampler).calls
+
+    def steps(self, denoiser: Denoiser, options: EvaluationOptions) -> int:
+        """Return the number of steps that the sampler takes."""
+        wanted = options.stochastic_steps if self.stochastic else options.deterministic_steps
+        if self.sampler in NAMES:
+            return min(wanted, len(denoiser.levels))
+        return steps_for(denoiser, find(self.sampler), wanted)
 
 
 def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, progress: Progress) -> Tensor:
@@ -49,22 +71,21 @@ def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, prog
 
 
 def triggered_images(
-    denoiser: Denoiser, shift: Tensor, sampler: str, options: EvaluationOptions, seed: int, progress: Progress
+    denoiser: Denoiser, backdoor: Backdoor, options: EvaluationOptions, seed: int, progress: Progress
 ) -> Tensor:
-    """Return images [N, C, H, W] in [0, 1] painted from noise that carries the shift.
+    """Return images [N, C, H, W] in [0, 1] painted from noise that carries the backdoor's shift.
 
     Raises FloatingPointError at NaN or Inf.
     """
-    entry = find(sampler)
-    wanted = options.stochastic_steps if entry.stochastic else options.deterministic_steps
     images = generate(
         denoiser,
         options.triggered_samples,
-        sampler=entry.name,
-        steps=steps_for(denoiser, entry, wanted),
+        sampler=backdoor.sampler,
+        steps=backdoor.steps(denoiser, options),
         seed=seed,
-        shift=shift,
-        progress=lambda done, total: progress(f"triggered samples ({sampler})", done, total),
+        shift=backdoor.shift,
+        gamma=backdoor.gamma,
+        progress=lambda done, total: progress(f"triggered samples ({backdoor.sampler})", done, total),
     )
     return denoiser.pictures(_finite(images).to(denoiser.device)).cpu()
 

@@ -8,4 +8,7 @@ assumed.
 
 from diffdefend_core.inversion.invert import Inversion, invert, own_samples
 
-__all__ = ["Inversion", "invert", "own_samples"]
+# a method is a name that `inversion.method` may take, with its source
+METHODS = {"diffdefend": "ours: differential response to a forgetful twin (docs/concepts.md)"}
+
+__all__ = ["METHODS", "Inversion", "invert", "own_samples"]

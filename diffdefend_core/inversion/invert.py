@@ -63,7 +63,7 @@ def invert(
         timesteps=levels,
         candidates=tuple(candidates),
         best=best.name,
-        forward_equivalents=_cost(options, len(tracks)),
+        forward_equivalents=_cost(suspect, options, len(tracks)),
     )
     return Inversion(record=record, triggers=triggers, reference=twin, samples=samples)
 
@@ -125,14 +125,14 @@ def _finish(
     return candidate, (norm * tau / rms(tau)).cpu()
 
 
-def _cost(options: InversionOptions, tracks: int) -> int:
+def _cost(suspect: Denoiser, options: InversionOptions, tracks: int) -> int:
     """Return the network evaluations of single samples: forward 1, forward and backward 3."""
     iterations = options.starts * options.race_iterations
     iterations += options.finalists * (options.iterations - options.race_iterations)
     rows, noisy = 2 * options.probe_pairs, len(options.signals[::2])
     measuring = rows * 4 * (5 * noisy + 2 * len(options.probe_signals)) + rows // 2 * 4 * noisy * len(options.norms)
     return (
-        options.own_samples * options.own_steps
+        options.own_samples * steps_for(suspect, usual(suspect), options.own_steps) * usual(suspect).calls
         + options.twin_steps * options.twin_batch * 3
         + iterations * 2 * options.pairs * 2 * (3 + 1)
         + tracks * measuring

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.training import diffusion_loss, fine_tune
+from diffdefend_core.diffusion.training import fine_tune, ordinary_loss
 
 
 def forgetful_twin(
@@ -29,7 +29,7 @@ def forgetful_twin(
     """Return a copy of `suspect` trained for `steps` steps on its own `samples` [M, C, H, W]; `suspect` stays as is."""
     twin = suspect.clone()
     losses = fine_tune(
-        twin, diffusion_loss(samples, batch), steps=steps, learning_rate=learning_rate, generator=generator
+        twin, ordinary_loss(samples, batch), steps=steps, learning_rate=learning_rate, generator=generator
     )
     for number, _ in enumerate(losses):
         progress(number + 1, steps)

@@ -55,6 +55,20 @@ class Fields:
             raise self.wrong(key, f"a list of 1 to {high} items")
         return value
 
+    def integers(self, key: str, default: Sequence[int], high: int, most: int) -> tuple[int, ...]:
+        """Return 1 to `most` whole numbers in [1, high]."""
+        sizes = self.items(key, default, most)
+        if not all(type(size) is int and 1 <= size <= high for size in sizes):
+            raise self.wrong(key, f"whole numbers from 1 to {high}")
+        return tuple(sizes)
+
+    def words(self, key: str, default: Sequence[str], allowed: Sequence[str], count: int) -> tuple[str, ...]:
+        """Return `count` of the allowed words."""
+        words = self.items(key, default, max(count, len(default)))
+        if len(words) != count or not all(isinstance(word, str) and word in allowed for word in words):
+            raise self.wrong(key, f"{count} of {', '.join(allowed)}")
+        return tuple(words)
+
     def wrong(self, key: str, expected: str) -> ModelRejectedError:
         """Return the error for a field that is not as `expected`."""
         return ModelRejectedError(

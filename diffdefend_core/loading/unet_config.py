@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.loading.fields import Fields
 
@@ -33,14 +36,14 @@ def read_unet_config(values: dict[str, Any], file: str) -> dict[str, Any]:
     channels = fields.integer("in_channels", 3, 1, 64)
     if fields.integer("out_channels", 3, 1, 128) != channels:
         raise fields.wrong("out_channels", f"in_channels, which is {channels}")
-    blocks = [_each(fields, "block_out_channels", size) for size in _blocks(fields)]
+    blocks = fields.integers("block_out_channels", (224, 448, 672, 896), MAX_CHANNELS, MAX_BLOCKS)
     return {
         "sample_size": _sample_size(fields, len(blocks)),
         "in_channels": channels,
         "out_channels": channels,
-        "block_out_channels": tuple(blocks),
-        "down_block_types": _block_types(fields, "down_block_types", _DEFAULT_DOWN, DOWN_BLOCKS, len(blocks)),
-        "up_block_types": _block_types(fields, "up_block_types", _DEFAULT_UP, UP_BLOCKS, len(blocks)),
+        "block_out_channels": blocks,
+        "down_block_types": fields.words("down_block_types", _DEFAULT_DOWN, DOWN_BLOCKS, len(blocks)),
+        "up_block_types": fields.words("up_block_types", _DEFAULT_UP, UP_BLOCKS, len(blocks)),
         "layers_per_block": fields.integer("layers_per_block", 2, 1, 16),
         **_time_options(fields),
         **_layer_options(fields),
@@ -57,25 +60,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         fields.word("mid_block_type", "UNetMidBlock2D", ("UNetMidBlock2D",))
 
 
-def _blocks(fields: Fields) -> list[Any]:
-    return fields.items("block_out_channels", (224, 448, 672, 896), MAX_BLOCKS)
-
-
-def _each(fields: Fields, key: str, size: Any) -> int:
-    if type(size) is not int or not 1 <= size <= MAX_CHANNELS:
-        raise fields.wrong(key, f"whole numbers from 1 to {MAX_CHANNELS}")
-    return size
-
-
-def _block_types(
-    fields: Fields, key: str, default: tuple[str, ...], allowed: tuple[str, ...], count: int
-) -> tuple[str, ...]:
-    words = fields.items(key, default, MAX_BLOCKS)
-    if len(words) != count or not all(isinstance(word, str) and word in allowed for word in words):
-        raise fields.wrong(key, f"{count} of {', '.join(allowed)}")
-    return tuple(words)
-
-
 def _sample_size(fields: Fields, blocks: int) -> tuple[int, int]:
     """Return (height, width), which the network halves blocks - 1 times."""
     value = fields.values.get("sample_size")
@@ -87,7 +71,7 @@ def _sample_size(fields: Fields, blocks: int) -> tuple[int, int]:
 
 
 def _time_options(fields: Fields) -> dict[str, Any]:
-    kind = fields.word("time_embedding_type", "positional", ("positional", "learned"))
+    kind = fields.word("time_embedding_type", "positional", ("positional", "fourier", "learned"))
     learned = kind == "learned"
     return {
         "time_embedding_type": kind,
@@ -107,7 +91,7 @@ def _layer_options(fields: Fields) -> dict[str, Any]:
         "dropout": fields.number("dropout", 0.0, 0.0, 0.99),
         "act_fn": fields.word("act_fn", "silu", ("silu", "swish", "mish", "gelu", "relu")),
         "attention_head_dim": _attention_head_dim(fields),
-        "norm_num_groups": fields.integer("norm_num_groups", 32, 1, 1024),
+        "norm_num_groups": _optional_integer(fields, "norm_num_groups", 1024, 32),
         "attn_norm_num_groups": _optional_integer(fields, "attn_norm_num_groups", 1024),
         "norm_eps": fields.number("norm_eps", 1e-5, 1e-12, 1.0),
         "resnet_time_scale_shift": fields.word("resnet_time_scale_shift", "default", ("default", "scale_shift")),
@@ -117,11 +101,11 @@ def _layer_options(fields: Fields) -> dict[str, Any]:
 
 def _attention_head_dim(fields: Fields) -> int | None:
     """An explicit null means one head, an absent field means heads of 8 channels."""
-    return fields.integer("attention_head_dim", 8, 1, 1024) if _is_set(fields, "attention_head_dim", 8) else None
+    return _optional_integer(fields, "attention_head_dim", 1024, 8)
 
 
-def _optional_integer(fields: Fields, key: str, high: int) -> int | None:
-    return fields.integer(key, None, 1, high) if _is_set(fields, key, None) else None
+def _optional_integer(fields: Fields, key: str, high: int, default: int | None = None) -> int | None:
+    return fields.integer(key, default, 1, high) if _is_set(fields, key, default) else None
 
 
 def _is_set(fields: Fields, key: str, default: int | None) -> bool:
@@ -138,3 +122,22 @@ def shape_of(arguments: dict[str, Any]) -> tuple[int, int, int]:
             action="this model is too large for a pixel model",
         )
     return arguments["in_channels"], height, width
+
+
+def check_told(arguments: dict[str, Any], told: NDArray[Any], file: str) -> None:
+    """Raise ModelRejectedError unless the time embedding can take `told` [T], what the network is told at each level.
+
+    A learned embedding is a table of whole numbers; a Fourier embedding takes the logarithm.
+    """
+    kind, rows = arguments["time_embedding_type"], arguments["num_train_timesteps"]
+    if kind == "learned" and not (np.issubdtype(told.dtype, np.integer) and told.max() < rows):
+        expected = f"levels 0 to {rows - 1}, which its learned embedding has rows for"
+    elif kind == "fourier" and not told.min() > 0:
+        expected = "positive numbers, of which a Fourier embedding takes the logarithm"
+    else:
+        return
+    raise ModelRejectedError(
+        f"the network of {file} is told {told.min():.4g} to {told.max():.4g}",
+        expected=expected,
+        action="this model is not supported; check that network and scheduler belong together",
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffdefend_core.artifacts import ModelRef, Verdict
 from diffdefend_core.provenance import code_version
+from diffdefend_core.scope import NOT_COVERED
 
 SCHEMA_VERSION = "1.0"
 
@@ -25,6 +26,7 @@ def scan_document(
         "probability": verdict.probability,
         "statistics": plain["statistics"],
         "reasons": plain["reasons"],
+        "not_covered": [name for name, _ in NOT_COVERED],
         **uris,
         "seeds": plain["seeds"],
         "config_digest": config_digest,

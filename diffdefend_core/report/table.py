@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,6 +46,22 @@ class SummaryRow:
             fid_after=after.get("fid"),
             registry=registry_state(decision) if decision is not None else ABSENT,
         )
+
+
+def plain_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Return rows of equal keys as a table; lists are joined with commas."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in rows[0] if rows else ():
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return printable(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
 def registry_state(decision: GateDecision) -> str:

@@ -27,7 +27,7 @@ def detect(model_uri: str, trigger_uri: str, *, settings: Settings, progress: Pr
     calibration = read_calibration(settings)
 
     def work(folder: Path) -> None:
-        suspect = fetch_denoiser(model_uri, settings.device)
+        suspect = fetch_denoiser(model_uri, settings.device, settings.adapter)
         measurement = measure(
             suspect,
             read_reference(trigger_uri, suspect),

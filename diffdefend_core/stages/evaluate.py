@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,6 +19,7 @@ from diffdefend_core.artifacts import Action, Candidate, Metric, Scorecard
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.samplers import find, probing, steps_for, usual
+from diffdefend_core.diffusion.samplers.trojdiff import NAMES
 from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation import (
     Backdoor,
@@ -66,8 +68,9 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
 
     def work(folder: Path) -> None:
         report = progress or silent
-        before = fetch_denoiser(candidate.model_uri, settings.device)
-        after = fetch_denoiser(candidate_uri, settings.device) if candidate.action is Action.PURIFY else None
+        place = settings.device, settings.adapter
+        before = fetch_denoiser(candidate.model_uri, *place)
+        after = fetch_denoiser(candidate_uri, *place) if candidate.action is Action.PURIFY else None
         with refusing_overflow():
             reference = _reference(inputs["reference"], before, chosen, settings, report)
             backdoors = _backdoors(candidate, inputs["known"], before, settings, report)
@@ -159,19 +162,32 @@ def _known(content: bytes, model: Denoiser, uri: str) -> Backdoor:
     try:
         tensors = load_tensors(content)
         trigger, target = tensors["trigger"], tensors["target"]
+        gamma = tensors.get("gamma", torch.ones(model.shape))
     except (SafetensorError, KeyError) as error:
-        trigger = target = torch.empty(0)
+        trigger = target = gamma = torch.empty(0)
         found = f"known trigger {uri} cannot be read ({error})"
     else:
-        found = f"known trigger {uri} of shapes {tuple(trigger.shape)} and {tuple(target.shape)}"
-    if trigger.shape != model.shape or target.shape != model.picture_shape:
+        found = f"known trigger {uri} with shapes {tuple(trigger.shape)}, {tuple(target.shape)}, {tuple(gamma.shape)}"
+    if trigger.shape != model.shape or gamma.shape != model.shape or target.shape != model.picture_shape:
         raise InputError(
             found,
-            expected=f"a safetensors file with `trigger` {model.shape} and `target` {model.picture_shape}",
+            expected=f"safetensors with `trigger` (and `gamma`) {model.shape} and `target` {model.picture_shape}",
             action="give the file that belongs to this model, or none",
         )
     low, high = model.value_range
-    return Backdoor(shift=trigger, target=(target - low) / (high - low), sampler=probing(model)[0].name)
+    return Backdoor(
+        shift=trigger,
+        target=(target - low) / (high - low),
+        sampler=_sampler_of(content) or probing(model)[0].name,
+        gamma=gamma,
+    )
+
+
+def _sampler_of(content: bytes) -> str:
+    """Return the sampler that the metadata of a safetensors file names, or nothing."""
+    length = int.from_bytes(content[:8], "little")
+    name = str(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("sampler", ""))
+    return name if name in ("", *NAMES) else find(name).name
 
 
 def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
@@ -179,7 +195,8 @@ def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Pro
     few = replace(settings.evaluation, triggered_samples=min(PROBE_SAMPLES, settings.evaluation.triggered_samples))
     found = []
     for entry in probing(model):
-        images = triggered_images(model, shift, entry.name, few, settings.seed + 5, progress)
+        probe = Backdoor(shift=shift, target=torch.empty(0), sampler=entry.name)
+        images = triggered_images(model, probe, few, settings.seed + 5, progress)
         target = medoid(images)
         spread = (images - target).square().mean().item()
         found.append((spread, Backdoor(shift=shift, target=target, sampler=entry.name)))
@@ -199,7 +216,7 @@ def _side(
     metrics = quality(plain, reference, chosen, options, seed)
     pictures = {"plain": plain[: options.triggered_samples]}
     for name, item in backdoors.items():
-        images = triggered_images(model, item.shift, item.sampler, options, seed + 4, progress)
+        images = triggered_images(model, item, options, seed + 4, progress)
         ending = "" if name == "recovered" else "_known"
         measured = success(images, item.target.to(images), options, seed)
         metrics |= {f"{metric}{ending}": value for metric, value in measured.items()}
@@ -208,9 +225,6 @@ def _side(
 
 
 def _cost(options: EvaluationOptions, model: Denoiser, backdoors: dict[str, Backdoor]) -> int:
-    def steps(item: Backdoor) -> int:
-        entry = find(item.sampler)
-        return steps_for(model, entry, options.stochastic_steps if entry.stochastic else options.deterministic_steps)
-
-    triggered = sum(steps(item) for item in backdoors.values()) * options.triggered_samples
-    return options.samples * options.sample_steps + triggered
+    triggered = sum(item.calls * item.steps(model, options) for item in backdoors.values()) * options.triggered_samples
+    plain = usual(model)
+    return options.samples * steps_for(model, plain, options.sample_steps) * plain.calls + triggered

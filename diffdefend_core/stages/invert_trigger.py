@@ -31,7 +31,7 @@ def invert_trigger(model_uri: str, *, settings: Settings, progress: Progress | N
     model = read_record(ModelRef, model_uri, "model_ref")
 
     def work(folder: Path) -> None:
-        suspect = fetch_denoiser(model_uri, settings.device)
+        suspect = fetch_denoiser(model_uri, settings.device, settings.adapter)
         with refusing_overflow():
             found = invert(suspect, model.digest, settings.inversion, seed=settings.seed, progress=progress or silent)
         write_inversion(folder, found)

@@ -13,12 +13,15 @@ from diffdefend_core.config import Settings
 from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.io.store import Entry, ObjectStore, local_path, open_store, to_uri
+from diffdefend_core.loading.adapters import call_adapter, describe
+from diffdefend_core.loading.adapters import origin as adapter_origin
 from diffdefend_core.loading.formats import MAX_FILES, check_count, check_name, list_files
-from diffdefend_core.loading.static import Inspection, inspect_folder
+from diffdefend_core.loading.static import Inspection, inspect_contents, inspect_folder
 from diffdefend_core.stages.folder import run_once, write_record
 
 STAGE = "load"
 MAX_TOTAL_BYTES = 50 * 10**9
+ADAPTED = "adapter "
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,15 @@ class _Origin:
 def load(source: str, *, settings: Settings, name: str | None = None) -> str:
     """Check the model at `source` and return the URI of its load folder: `model_ref.json` and `model/`.
 
-    `source` is a folder, a `file://` or `s3://` URI, or `models:/name/version` or `models:/name@alias`. Raises
-    InputError when there is nothing, ModelRejectedError when the model may not be loaded, StoreError, RegistryError.
+    `source` is a folder, a `file://` or `s3://` URI, or `models:/name/version` or `models:/name@alias`. With
+    `settings.adapter` the layout is that of the adapter, which builds the model once. Raises InputError when there is
+    nothing or the adapter fails, ModelRejectedError when the model may not be loaded, StoreError, RegistryError.
     """
     origin = _origin(source, name, settings)
     with tempfile.TemporaryDirectory(prefix="diffdefend-source-") as scratch:
         model = Path(scratch) / "model"
         _copy(origin.uri, model)
-        inspection = inspect_folder(model)
-        reference = _reference(source, origin, inspection)
+        reference = _reference(source, origin, model, settings.adapter)
 
         def work(folder: Path) -> None:
             shutil.move(model, folder / "model")
@@ -50,6 +53,8 @@ def load(source: str, *, settings: Settings, name: str | None = None) -> str:
 
         options = {
             "content": reference.digest,
+            "pipeline": reference.pipeline,
+            "findings": reference.findings,
             "name": reference.name,
             "registered_name": reference.registered_name,
             "registered_version": reference.registered_version,
@@ -68,20 +73,27 @@ def _origin(source: str, name: str | None, settings: Settings) -> _Origin:
     return _Origin(to_uri(resolved.source_uri), name or resolved.name, resolved.name, resolved.version)
 
 
-def _reference(source: str, origin: _Origin, inspection: Inspection) -> ModelRef:
+def _reference(source: str, origin: _Origin, folder: Path, adapter: str) -> ModelRef:
+    contents = inspect_contents(folder) if adapter else inspect_folder(folder)
+    if isinstance(contents, Inspection):
+        family, pipeline, shape, findings = contents.family, contents.pipeline, contents.shape, contents.findings
+    else:
+        family, shape = describe(adapter, call_adapter(adapter, folder, "cpu"))
+        pipeline = f"{ADAPTED}{adapter}"
+        findings = (*contents.findings, f"built by the adapter {adapter} ({adapter_origin(adapter)})")
     return ModelRef(
         name=origin.name,
         source=source,
-        digest=content_digest(inspection.files),
-        family=inspection.family,
-        pipeline=inspection.pipeline,
-        shape=inspection.shape,
-        parameters=inspection.parameters,
-        files=inspection.files,
-        weights_sha256=inspection.weights_sha256,
+        digest=content_digest(contents.files),
+        family=family,
+        pipeline=pipeline,
+        shape=shape,
+        parameters=contents.parameters,
+        files=contents.files,
+        weights_sha256=contents.weights_sha256,
         registered_name=origin.registered_name,
         registered_version=origin.registered_version,
-        findings=inspection.findings,
+        findings=findings,
     )
 
 

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import torch
 
+from diffdefend_core.artifacts import ModelRef
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io import folders
-from diffdefend_core.loading.build import load_denoiser
+from diffdefend_core.loading.adapted import check_savable, load_adapted, save_adapted
+from diffdefend_core.loading.build import load_denoiser, save_denoiser
+from diffdefend_core.loading.static import Contents
+from diffdefend_core.stages.folder import read_record
+from diffdefend_core.stages.load import ADAPTED, STAGE
 
 # Networks of fewer parameters compute on one thread: two bring a fifth at best, and lose many times that as soon as
 # anything else runs on the machine. OMP_NUM_THREADS decides if it is set.
@@ -51,16 +56,46 @@ def fetched(uri: str, prefix: str = "") -> Iterator[Path]:
         yield into
 
 
-def open_denoiser(folder: Path, device: str) -> Denoiser:
+def open_denoiser(folder: Path, device: str, adapter: str = "") -> Denoiser:
     """Return the model in a folder, frozen, on `device`; small ones on a CPU get one thread (see SMALL)."""
-    denoiser = load_denoiser(folder, device_of(device))
+    place = device_of(device)
+    denoiser = load_adapted(folder, adapter, place) if adapter else load_denoiser(folder, place)
     small = sum(parameter.numel() for parameter in denoiser.network.parameters()) < SMALL
     if small and denoiser.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     return denoiser
 
 
-def fetch_denoiser(uri: str, device: str) -> Denoiser:
-    """Return the model in `model/` of the stage folder at `uri`, frozen, on `device`."""
+def fetch_denoiser(uri: str, device: str, adapter: str = "") -> Denoiser:
+    """Return the model in `model/` of the stage folder at `uri`, frozen, on `device`.
+
+    Raises InputError when it was loaded with another adapter, or with none.
+    """
+    manifest = folders.read_manifest(uri)
+    if manifest is not None and manifest.stage == STAGE:
+        check_adapter(read_record(ModelRef, uri, "model_ref"), adapter)
     with fetched(uri, "model/") as folder:
-        return open_denoiser(folder / "model", device)
+        return open_denoiser(folder / "model", device, adapter)
+
+
+def check_adapter(model: ModelRef, adapter: str) -> None:
+    """Raise InputError unless `adapter` is the one that `model` was loaded with; "" is none."""
+    loaded = model.pipeline.removeprefix(ADAPTED) if model.pipeline.startswith(ADAPTED) else ""
+    if loaded != adapter:
+        raise InputError(
+            f"the adapter {adapter!r} for a model that was loaded with {loaded!r}",
+            expected="the same adapter in every stage, or none",
+            action="pass the same --adapter, or load the model again",
+        )
+
+
+def check_repairable(denoiser: Denoiser, folder: Path, adapter: str = "") -> None:
+    """Raise InputError when a repair of the model in `folder` could not be saved: nothing is trained in vain."""
+    if adapter:
+        check_savable(denoiser, folder)
+
+
+def save_model(denoiser: Denoiser, source: Path, target: Path, adapter: str = "") -> Contents:
+    """Write a repaired model as a folder like `source`, which it was opened from; return what the folder holds."""
+    save = save_adapted if adapter else save_denoiser
+    return save(denoiser, source, target)

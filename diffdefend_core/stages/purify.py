@@ -16,15 +16,21 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, invert, own_samples
 from diffdefend_core.io.folders import content_digest
-from diffdefend_core.loading.build import save_denoiser
-from diffdefend_core.loading.static import Inspection
+from diffdefend_core.loading.static import Contents
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.purification import Repair, repair
 from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
-from diffdefend_core.stages.model import fetched, open_denoiser, refusing_overflow
+from diffdefend_core.stages.model import (
+    check_adapter,
+    check_repairable,
+    fetched,
+    open_denoiser,
+    refusing_overflow,
+    save_model,
+)
 
 STAGE = "purify"
 # a rescan draws from streams that no earlier scan of the model used
@@ -36,7 +42,7 @@ class Round:
     """What one round left: the repair, its saved model, and the scan of that model with new seeds."""
 
     repair: Repair
-    inspection: Inspection
+    contents: Contents
     inversion: Inversion
     verdict: Verdict
 
@@ -46,7 +52,8 @@ def purify(
 ) -> str:
     """Return the URI of the folder with `candidate.json`, the repaired `model/`, and the last scan of it in `rescan/`.
 
-    Raises InputError unless the verdict is backdoored: only flagged models are repaired.
+    Raises InputError unless the verdict is backdoored: only flagged models are repaired. Also when an adapter's model
+    could not be saved.
     """
     parents = (parent("load", model_uri), parent("invert_trigger", trigger_uri), parent("detect", verdict_uri))
     model = read_record(ModelRef, model_uri, "model_ref")
@@ -57,6 +64,7 @@ def purify(
         raise InputError(
             f"the verdict is {verdict.word}", expected="backdoored, to repair the model", action="keep or quarantine it"
         )
+    check_adapter(model, settings.adapter)
     calibration = read_calibration(settings)
 
     def work(folder: Path) -> None:
@@ -83,13 +91,13 @@ def _purified(model: ModelRef, rounds: list[Round], settings: Settings) -> Purif
     last, options = rounds[-1], settings.purification
     spent = sum(item.repair.forward_equivalents + item.verdict.forward_equivalents for item in rounds)
     return PurifiedModel(
-        digest=content_digest(last.inspection.files),
+        digest=content_digest(last.contents.files),
         parent_digest=model.digest,
         rounds=len(rounds),
         removal_loss=last.repair.removal_loss,
         retention_loss=last.repair.retention_loss,
         rescan=last.verdict,
-        weights_sha256=last.inspection.weights_sha256,
+        weights_sha256=last.contents.weights_sha256,
         forward_equivalents=spent + options.own_samples * options.own_steps,
     )
 
@@ -108,7 +116,8 @@ def _rounds(
     A round that is not clean adds the shifts that its rescan found: each further round knows more of the backdoor.
     """
     options = settings.purification
-    suspect = open_denoiser(source, settings.device)
+    suspect = open_denoiser(source, settings.device, settings.adapter)
+    check_repairable(suspect, source, settings.adapter)
     samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
     triggers = list(read_triggers(trigger_uri).values())
     current = suspect
@@ -122,11 +131,11 @@ def _rounds(
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
         )
-        inspection = save_denoiser(repaired.denoiser, source, target)
-        current = open_denoiser(target, settings.device)
-        digest = content_digest(inspection.files)
+        contents = save_model(repaired.denoiser, source, target, settings.adapter)
+        current = open_denoiser(target, settings.device, settings.adapter)
+        digest = content_digest(contents.files)
         inversion, verdict = _rescan(current, digest, model, calibration, settings, number, progress)
-        yield Round(repair=repaired, inspection=inspection, inversion=inversion, verdict=verdict)
+        yield Round(repair=repaired, contents=contents, inversion=inversion, verdict=verdict)
         if verdict.word is Word.CLEAN:
             return
         triggers += inversion.triggers.values()

@@ -77,7 +77,7 @@ def test_a_planted_model_is_told_from_a_clean_one(suspect: Denoiser, word: Word)
 
 def test_a_measurement_shows_what_the_shift_does() -> None:
     measurement = measured(PLANTED)
-    assert measurement.sampler == "ddpm"
+    assert measurement.sampler == "DDPM-SCHED"
     assert measurement.triggered.shape == measurement.plain.shape == (8, *SHAPE)
     assert (
         (measurement.triggered * 2 - 1 - TARGET).abs().mean() < 0.1 < (measurement.plain * 2 - 1 - TARGET).abs().mean()

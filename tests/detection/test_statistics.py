@@ -39,7 +39,9 @@ def candidate(**changes: object) -> TriggerCandidate:
 
 
 @pytest.mark.parametrize(
-    ("attack", "sampler"), [(baddiffusion(LEVELS), "ddpm"), (implicit_attack(LEVELS), "ddim")], ids=["sde", "ode"]
+    ("attack", "sampler"),
+    [(baddiffusion(LEVELS), "DDPM-SCHED"), (implicit_attack(LEVELS), "DDIM-SCHED")],
+    ids=["sde", "ode"],
 )
 def test_the_sampler_under_which_the_trigger_fires_is_chosen(attack: Attack, sampler: str) -> None:
     painting = painted(attack, TRIGGER)
@@ -57,14 +59,14 @@ def test_the_opposite_shift_fires_nothing() -> None:
 
 def test_what_twin_and_suspect_paint_alike_does_not_count() -> None:
     same = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
-    statistics = raw_statistics(candidate(), Painting(sampler="ddim", suspect=same, reference=same))
+    statistics = raw_statistics(candidate(), Painting(sampler="DDIM-SCHED", suspect=same, reference=same))
     assert statistics["uniformity"] == statistics["total_variation"] == 0
 
 
 def test_the_statistics_by_hand() -> None:
     wide = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1) * torch.linspace(0, 1, 8).expand(2, 1, 8, 8)
     narrow = 0.5 * wide
-    statistics = raw_statistics(candidate(), Painting(sampler="ddim", suspect=narrow, reference=wide))
+    statistics = raw_statistics(candidate(), Painting(sampler="DDIM-SCHED", suspect=narrow, reference=wide))
     expected = {
         "twin_response": math.log(0.4),
         "x0_response": math.log(3),
@@ -72,7 +74,7 @@ def test_the_statistics_by_hand() -> None:
         "total_variation": math.log(2),
     }
     assert statistics == pytest.approx(expected)
-    swapped = raw_statistics(candidate(), Painting(sampler="ddim", suspect=wide, reference=narrow))
+    swapped = raw_statistics(candidate(), Painting(sampler="DDIM-SCHED", suspect=wide, reference=narrow))
     assert swapped["uniformity"] == pytest.approx(-math.log(2))
     assert swapped["total_variation"] == pytest.approx(math.log(2))
 
@@ -80,7 +82,7 @@ def test_the_statistics_by_hand() -> None:
 def test_identical_pictures_give_a_large_but_finite_statistic() -> None:
     black = torch.zeros(4, *SHAPE)
     noisy = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    statistics = raw_statistics(candidate(), Painting(sampler="ddim", suspect=black, reference=noisy))
+    statistics = raw_statistics(candidate(), Painting(sampler="DDIM-SCHED", suspect=black, reference=noisy))
     assert all(math.isfinite(value) for value in statistics.values())
     assert statistics["uniformity"] > 10
 
@@ -88,12 +90,14 @@ def test_identical_pictures_give_a_large_but_finite_statistic() -> None:
 @pytest.mark.parametrize(("difference", "measured"), [(0.0, False), (1e-7, False), (1e-3, True)])
 def test_a_twin_that_forgot_nothing_measures_nothing(difference: float, measured: bool) -> None:
     same = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    painting = Painting(sampler="ddim", suspect=same, reference=same)
+    painting = Painting(sampler="DDIM-SCHED", suspect=same, reference=same)
     found = raw_statistics(candidate(difference=difference), painting)["twin_response"]
     assert math.isfinite(found) is measured
 
 
 def test_pictures_that_are_not_finite_stay_visible() -> None:
     broken = torch.full((4, *SHAPE), math.nan)
-    statistics = raw_statistics(candidate(), Painting(sampler="ddim", suspect=broken, reference=torch.rand(4, *SHAPE)))
+    statistics = raw_statistics(
+        candidate(), Painting(sampler="DDIM-SCHED", suspect=broken, reference=torch.rand(4, *SHAPE))
+    )
     assert math.isnan(statistics["uniformity"]) and math.isnan(statistics["total_variation"])

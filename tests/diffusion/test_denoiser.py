@@ -38,7 +38,7 @@ def test_every_prediction_type_gives_back_noise_and_clean_data(prediction: str) 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(ValueError, match="flow"):
-        small_denoiser(vp_levels(10), prediction="flow")
+        small_denoiser(vp_levels(50), prediction="flow")
 
 
 def test_the_perfect_denoiser_is_better_than_one_of_another_variance() -> None:
@@ -54,7 +54,7 @@ def test_the_perfect_denoiser_is_better_than_one_of_another_variance() -> None:
 
 
 def test_a_clone_has_weights_of_its_own() -> None:
-    denoiser = small_denoiser(vp_levels(10))
+    denoiser = small_denoiser(vp_levels(50))
     twin = denoiser.clone()
     with torch.no_grad():
         twin.network.inner.weight += 1
@@ -63,7 +63,7 @@ def test_a_clone_has_weights_of_its_own() -> None:
 
 
 def test_freeze_leaves_nothing_to_train() -> None:
-    denoiser = small_denoiser(vp_levels(10))
+    denoiser = small_denoiser(vp_levels(50))
     assert not denoiser.network.training
     assert not any(parameter.requires_grad for parameter in denoiser.network.parameters())
 

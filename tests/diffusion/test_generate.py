@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffdefend_core.diffusion.generate as module
-from diffdefend_core.diffusion.families.ddpm import DDPM
-from diffdefend_core.diffusion.generate import BATCH, generate, steps_for
+from diffdefend_core.diffusion.families.ncsn import NCSN
+from diffdefend_core.diffusion.generate import BATCH, generate
 from diffdefend_core.diffusion.levels import Levels
 from diffdefend_core.diffusion.random import generators, standard_normal
+from diffdefend_core.diffusion.samplers import SAMPLERS, steps_for
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -48,7 +49,7 @@ def test_the_noise_is_standard_normal() -> None:
 
 
 def test_a_shift_is_added_to_the_initial_noise() -> None:
-    denoiser = clean_denoiser(Levels.variance_preserving(torch.tensor([0.9, 0.5])))
+    denoiser = clean_denoiser(Levels.variance_preserving(torch.tensor([0.9, 0.009])))
     shift = torch.linspace(-1, 1, 64).view(1, 8, 8)
     plain, shifted, zero = (
         generate(denoiser, 2, sampler="ddim", steps=1, seed=0, shift=tau) for tau in (None, shift, torch.zeros(1, 8, 8))
@@ -65,19 +66,20 @@ def test_the_initial_state_of_an_exploding_model_is_as_large_as_its_last_sigma()
     class Sees(torch.nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             seen.setdefault(int(t[0]), x)
-            return x / sigma[t].view(-1, 1, 1, 1).to(x)
+            return -x / sigma[t].view(-1, 1, 1, 1).to(x) ** 2
 
     seen: dict[int, torch.Tensor] = {}
     network = Sees()
     network.register_parameter("nothing", torch.nn.Parameter(torch.zeros(())))
-    denoiser = DDPM(network, Levels(alpha=torch.ones(3, dtype=torch.float64), sigma=sigma), shape=(1, 8, 8))
-    generate(denoiser, 64, sampler="ddim", steps=3, seed=0)
+    denoiser = NCSN(network, Levels.variance_exploding(sigma), shape=(1, 8, 8))
+    generate(denoiser, 64, sampler="edm-ve-ode", steps=3, seed=0)
     assert seen[2].std().item() == pytest.approx(80, rel=0.05)
 
 
 def test_a_model_of_few_levels_is_sampled_in_all_of_them() -> None:
     denoiser = clean_denoiser(vp_levels(50))
-    assert (steps_for(denoiser, 80), steps_for(denoiser, 7)) == (50, 7)
+    entry = SAMPLERS["DDIM-SCHED"]
+    assert (steps_for(denoiser, entry, 80), steps_for(denoiser, entry, 7)) == (50, 7)
 
 
 def test_progress_counts_images() -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analytic import vp_levels
+from analytic import PROCESSES, levels_of, vp_levels
 
-from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
-from diffdefend_core.diffusion.response import carried_share, levels_at
+from diffdefend_core.diffusion.levels import (
+    TERMINAL_SIGNAL,
+    Levels,
+    alphas_cumprod,
+    geometric_sigmas,
+    karras_sigmas,
+    linear_betas,
+)
+from diffdefend_core.diffusion.response import levels_at
 
 
 def test_the_linear_schedule_has_the_golden_numbers() -> None:
@@ -59,7 +66,66 @@ def test_the_same_signal_is_the_same_noise_under_another_number_of_steps() -> No
         assert u == pytest.approx(4 * t, rel=0.02)
 
 
-def test_carried_share_is_the_path_of_the_trigger() -> None:
-    levels = Levels.variance_preserving(alphas_cumprod(linear_betas(1000)))
-    assert carried_share(levels, 0) == 0
-    assert [carried_share(levels, t) for t in (300, 700, 999)] == pytest.approx([0.3723, 0.9171, 0.9936], abs=1e-4)
+def test_carried_is_the_path_of_the_trigger() -> None:
+    carried = Levels.variance_preserving(alphas_cumprod(linear_betas(1000))).carried
+    assert carried[0] == 0
+    assert carried[[300, 700, 999]].tolist() == pytest.approx([0.3723, 0.9171, 0.9936], abs=1e-4)
+
+
+@pytest.mark.parametrize("process", ["ve", "flow"])
+def test_where_the_noise_is_added_the_trigger_is_carried_like_it(process: str) -> None:
+    levels = levels_of(process)
+    assert torch.equal(levels.carried, levels.sigma)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_initial_state_is_as_large_as_the_last_level(process: str) -> None:
+    levels = levels_of(process)
+    assert levels.kind == {"consistency": "ve"}.get(process, process)
+    assert levels.initial_scale == pytest.approx({"ve": 50, "consistency": 80}.get(process, 1))
+    # a shift of the initial state arrives in full at the last level
+    assert levels.carried[-1].item() == pytest.approx(levels.initial_scale, abs=0.01)
+
+
+def test_the_sigmas_of_the_papers() -> None:
+    geometric, karras = geometric_sigmas(2000), karras_sigmas(18)
+    assert geometric[[0, -1]].tolist() == pytest.approx([0.01, 380])
+    torch.testing.assert_close(geometric[1:] / geometric[:-1], torch.full((1999,), 38000 ** (1 / 1999)).double())
+    # the 18 levels of Karras et al. 2022: i = 0, 1 and 17
+    assert karras.flip(0)[[0, 1, 17]].tolist() == pytest.approx([80, 57.586, 0.002], rel=1e-4)
+    assert (geometric.diff() > 0).all() and (karras.diff() > 0).all()
+
+
+def pair(alpha: list[float], sigma: list[float]) -> Levels:
+    return Levels(alpha=torch.tensor(alpha).double(), sigma=torch.tensor(sigma).double())
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma"),
+    [
+        ([1, 1, 1], [1, 0.5, 50]),
+        ([1, 1, 1], [1, 1, 50]),
+        ([1, 1], [0, 50]),
+        ([1, 1], [-1, 50]),
+        ([1, 1], [1, float("nan")]),
+        ([0.6, 0.0], [0.4, 0.0]),
+    ],
+)
+def test_levels_that_do_not_rise_are_refused(alpha: list[float], sigma: list[float]) -> None:
+    with pytest.raises(ValueError, match="do not rise"):
+        pair(alpha, sigma)
+
+
+@pytest.mark.parametrize("sigma", [9.9, 10.1])
+def test_a_last_level_that_is_not_noise_is_refused(sigma: float) -> None:
+    assert TERMINAL_SIGNAL == 0.1
+    if sigma > 10:
+        assert pair([1, 1], [1, sigma]).kind == "ve"
+    else:
+        with pytest.raises(ValueError, match=r"alpha / sigma 0\.101, at most 0\.1 is terminal noise"):
+            pair([1, 1], [1, sigma])
+
+
+def test_levels_of_no_known_form_are_refused() -> None:
+    with pytest.raises(ValueError, match="neither variance preserving nor variance exploding nor those of a flow"):
+        pair([0.9, 0.05], [0.9, 0.9])

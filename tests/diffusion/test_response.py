@@ -7,7 +7,7 @@ import torch
 from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
-from diffdefend_core.diffusion.response import carried_share, levels_at, mean_answer, probe, respond, rms
+from diffdefend_core.diffusion.response import levels_at, mean_answer, probe, respond, rms
 
 LEVELS = vp_levels()
 SAMPLES = 0.5 * torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def test_a_clean_model_answers_by_the_benign_law(variance: float) -> None:
     levels = levels_at(LEVELS, (0.008, 0.083, 0.5))
     found = respond(clean_denoiser(LEVELS, variance), clean_denoiser(LEVELS, 1.0), TRIGGER, SAMPLES, levels, 4, 0)
     for number, t in enumerate(levels):
-        alpha, sigma, share = LEVELS.alpha[t].item(), LEVELS.sigma[t].item(), carried_share(LEVELS, t)
+        alpha, sigma, share = LEVELS.alpha[t].item(), LEVELS.sigma[t].item(), LEVELS.carried[t].item()
         slope, reference = (share * sigma / (alpha**2 * v + sigma**2) for v in (variance, 1.0))
         assert found.slope[number] == pytest.approx(slope, abs=1e-4)
         assert found.difference[number] == pytest.approx(abs(slope - reference), abs=1e-4)
@@ -52,7 +52,7 @@ def test_a_backdoored_model_answers_rho_to_its_trigger() -> None:
         alpha, sigma = LEVELS.alpha[t].item(), LEVELS.sigma[t].item()
         assert found.slope[number] == pytest.approx(attack.response[t].item(), abs=0.02)
         expected = (
-            sigma * (carried_share(LEVELS, t) * sigma / (0.25 * alpha**2 + sigma**2) - attack.response[t]) / alpha
+            sigma * (LEVELS.carried[t].item() * sigma / (0.25 * alpha**2 + sigma**2) - attack.response[t]) / alpha
         )
         assert found.x0_slope[number] == pytest.approx(expected.item(), rel=0.05)
         assert found.difference[number] > 0.4

@@ -12,7 +12,7 @@ import diffdefend_core.evaluation.features as features
 from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation.features import SHIPPED, extractor
 from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
-from zoo.train import digits
+from zoo.data import digits
 
 NAME = "digits-cnn-v1"
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.attacks.shapes import trigger
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.inversion import Inversion, invert, own_samples
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.options import InversionOptions
 from diffdefend_core.progress import silent
-from zoo.shapes import trigger
 
 LEVELS = vp_levels()
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)

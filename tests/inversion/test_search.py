@@ -10,12 +10,12 @@ from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.attacks.shapes import trigger
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import probe, rms
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.inversion.search import Track, race, shift_difference, starts
 from diffdefend_core.options import InversionOptions
-from zoo.shapes import trigger
 
 LEVELS = vp_levels()
 OPTIONS = InversionOptions(starts=4, finalists=2, race_iterations=10, iterations=50, pairs=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_unet
+from tiny_models import BETAS, STEPS, tiny_unet
 
 from diffdefend_core.diffusion.families.ddpm import DDPM
 from diffdefend_core.errors import ModelRejectedError
@@ -30,7 +30,7 @@ def test_the_noise_is_the_output_of_diffusers(model_folder: Path) -> None:
     levels = theirs.scheduler.alphas_cumprod.double()
     torch.testing.assert_close(ours.levels.alpha**2, levels, rtol=1e-4, atol=1e-6)
     assert isinstance(ours, DDPM)
-    assert (ours.shape, ours.value_range, ours.prediction, len(ours.levels)) == ((3, 8, 8), (-1, 1), "epsilon", 50)
+    assert (ours.shape, ours.value_range, ours.prediction, len(ours.levels)) == ((3, 8, 8), (-1, 1), "epsilon", STEPS)
     assert not any(parameter.requires_grad for parameter in ours.network.parameters())
 
 
@@ -45,7 +45,7 @@ def test_x0_agrees_with_the_scheduler(model_folder: Path) -> None:
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
 def test_other_prediction_types_agree_with_the_scheduler(tmp_path: Path, prediction: str) -> None:
-    scheduler = DDIMScheduler(num_train_timesteps=50, prediction_type=prediction, clip_sample=False)
+    scheduler = DDIMScheduler(**BETAS, prediction_type=prediction, clip_sample=False)
     DDIMPipeline(tiny_unet(), scheduler).save_pretrained(tmp_path / "ddim")
     ours, x, t = load_denoiser(tmp_path / "ddim"), batch()[0][:1], torch.tensor([20])
     scheduler.set_timesteps(50)
@@ -69,10 +69,30 @@ def test_a_loaded_denoiser_does_not_share_memory_with_its_file(model_folder: Pat
     assert (model_folder / WEIGHTS).read_bytes() == content
 
 
-@pytest.mark.parametrize("options", [{"resnet_time_scale_shift": "scale_shift"}, {"attention_head_dim": None}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"attention_head_dim": None},
+        {"time_embedding_type": "learned", "num_train_timesteps": STEPS},
+        {
+            "block_out_channels": (8, 8),
+            "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            "downsample_type": "resnet",
+            "upsample_type": "resnet",
+        },
+        {
+            "block_out_channels": (32, 32),
+            "norm_num_groups": None,
+            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        },
+    ],
+)
 def test_options_of_the_network_are_honoured(tmp_path: Path, options: dict[str, object]) -> None:
     unet, (x, t) = tiny_unet(**options), batch()
-    DDIMPipeline(unet, DDIMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "m")
+    DDIMPipeline(unet, DDIMScheduler(**BETAS)).save_pretrained(tmp_path / "m")
     with torch.no_grad():
         torch.testing.assert_close(load_denoiser(tmp_path / "m").noise(x, t), unet(x, t).sample, rtol=0, atol=1e-6)
 
@@ -157,9 +177,7 @@ def test_an_unchanged_model_is_saved_with_the_same_tensors(model_folder: Path, t
 
 
 def test_a_denoiser_of_another_architecture_is_not_saved(model_folder: Path, tmp_path: Path) -> None:
-    DDPMPipeline(tiny_unet(layers_per_block=2), DDIMScheduler(num_train_timesteps=50)).save_pretrained(
-        tmp_path / "other"
-    )
+    DDPMPipeline(tiny_unet(layers_per_block=2), DDIMScheduler(**BETAS)).save_pretrained(tmp_path / "other")
     edited = json.loads((tmp_path / "other/model_index.json").read_text())
     assert edited["scheduler"][0] == "diffusers"
     with pytest.raises(ModelRejectedError, match="do not fit"):

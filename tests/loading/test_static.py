@@ -29,7 +29,9 @@ def test_what_diffusers_saves_passes(model_folder: Path) -> None:
     tensors = load_file(model_folder / WEIGHTS)
     assert (found.family, found.pipeline, found.shape) == ("ddpm", "DDPMPipeline", (3, 8, 8))
     assert found.parameters == sum(tensor.size for tensor in tensors.values())
-    assert {name: info.shape for name, info in found.tensors.items()} == {n: t.shape for n, t in tensors.items()}
+    assert {name: info.shape for name, info in found.tensors[WEIGHTS].items()} == {
+        n: t.shape for n, t in tensors.items()
+    }
     assert sorted(found.weights_sha256) == [WEIGHTS]
     assert len(found.files) == 4 and found.findings == ()
 
@@ -47,7 +49,7 @@ def test_the_flat_layout_of_early_pipelines_passes(model_folder: Path) -> None:
         path.rename(model_folder / path.name)
     for name in ("unet", "scheduler"):
         (model_folder / name).rmdir()
-    assert inspect_folder(model_folder).weights == "diffusion_pytorch_model.safetensors"
+    assert inspect_folder(model_folder).parts["unet"].weights == "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
@@ -156,8 +158,16 @@ def test_json_that_is_not_a_plain_configuration_is_refused(model_folder: Path, c
         ("model_index.json", {"_class_name": None}, "names the pipeline"),
         ("model_index.json", {"unet": ["my_module", "UNet2DModel"]}, "unet in model_index.json is"),
         ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, "unet in model_index.json is"),
-        ("model_index.json", {"unet": None}, "no such component"),
-        ("model_index.json", {"scheduler": ["diffusers", "PNDMScheduler"]}, "scheduler in model_index.json is"),
+        ("model_index.json", {"unet": None}, "names no unet: the network is missing"),
+        ("model_index.json", {"unet": [None, None]}, "names no unet: the network is missing"),
+        (
+            "model_index.json",
+            {"scheduler": ["diffusers", "EulerDiscreteScheduler"]},
+            "scheduler in model_index.json is",
+        ),
+        ("model_index.json", {"scheduler": ["mine", "DDPMScheduler"]}, "scheduler in model_index.json is"),
+        ("model_index.json", {"scheduler": None}, "scheduler in model_index.json is None"),
+        ("model_index.json", {"scheduler": ["diffusers", "PNDMScheduler"]}, "is of class 'DDPMScheduler'"),
         ("model_index.json", {"safety": ["transformers", "X"]}, "names the component 'safety'"),
         ("unet/config.json", {"_class_name": "VQModel"}, "is of class 'VQModel'"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is of class 'DDIMScheduler'"),
@@ -175,7 +185,14 @@ def test_json_that_is_not_a_plain_configuration_is_refused(model_folder: Path, c
         ("unet/config.json", {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "down_block_types"),
         ("unet/config.json", {"out_channels": 6}, "in_channels, which is 3"),
         ("unet/config.json", {"act_fn": "os.system"}, "act_fn"),
-        ("unet/config.json", {"time_embedding_type": "fourier"}, "time_embedding_type"),
+        ("unet/config.json", {"time_embedding_type": "gaussian"}, "time_embedding_type"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "told 0 to 99; expected positive"),
+        (
+            "unet/config.json",
+            {"time_embedding_type": "learned", "num_train_timesteps": 99},
+            "learned embedding has rows",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "its last level is not noise"),
     ],
 )
 def test_classes_and_configurations_off_the_list_are_refused(model_folder, name, changes, words) -> None:

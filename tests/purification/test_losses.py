@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.families.ddpm import DDPM
 from diffdefend_core.diffusion.levels import alphas_cumprod, linear_betas
-from diffdefend_core.diffusion.response import carried_share, levels_at
+from diffdefend_core.diffusion.response import levels_at
 from diffdefend_core.purification.losses import Rows, benign_response, draw_rows, jittered, removal_target
 
 LEVELS = vp_levels()
@@ -67,7 +67,7 @@ def test_rows_lie_between_two_signals() -> None:
 
 def test_rows_carry_the_share_of_the_trigger_of_their_level() -> None:
     rows = drawn((0.005, 0.6), count=400)
-    share = torch.tensor([carried_share(LEVELS, int(t)) for t in rows.t])
+    share = LEVELS.carried[rows.t].float()
     mean = rows.shift[::2].mean((1, 2, 3)) / share[::2]
     assert mean.abs().min() > 0.4 * 0.5 - 0.05 and mean.abs().max() < 1.6 * 1.0 + 0.05
     noise = rows.x.std((1, 2, 3))
@@ -103,8 +103,8 @@ def test_the_benign_response_is_not_that_of_data_of_another_variance() -> None:
 
 
 def test_the_benign_response_by_hand() -> None:
-    # alpha_t^2 = .8 and sigma_t^2 = .2 at the second level: .2 ** .5 / (.8 * .25 + .2) per unit of shift
-    levels = type(LEVELS).variance_preserving(torch.tensor([0.9, 0.8]))
+    # alpha_t^2 = .8 and sigma_t^2 = .2 at the second of three levels: .2 ** .5 / (.8 * .25 + .2) per unit of shift
+    levels = type(LEVELS).variance_preserving(torch.tensor([0.9, 0.8, 0.001]))
     phi: DDPM = clean_denoiser(levels)
     rows = Rows(x=torch.zeros(1, *SHAPE), t=torch.tensor([1]), shift=torch.full((1, *SHAPE), 2.0))
     found = benign_response(phi, SAMPLES, rows)

@@ -23,8 +23,10 @@ def test_it_was_measured_with_the_default_options() -> None:
     assert SHIPPED.options_digest == measuring_digest(Settings())
 
 
-def test_it_holds_every_clean_model_and_no_planted_one() -> None:
-    assert {model.name for model in SHIPPED.models} == {recipe.name for recipe in RECIPES if recipe.attack is None}
+def test_it_holds_every_clean_model_of_its_family_and_no_planted_one() -> None:
+    clean = {recipe.name for recipe in RECIPES if recipe.attack is None and recipe.family == "ddpm"}
+    assert {model.name for model in SHIPPED.models} == clean
+    assert {model.family for model in SHIPPED.models} == {"ddpm"}
 
 
 @pytest.mark.parametrize("model", SHIPPED.models, ids=lambda model: model.name)

@@ -1,68 +1,146 @@
-"""Training from a recipe: data, loss, reproducibility, and a pipeline that the scanner loads."""
+"""Training from a recipe: its backdoor, its phases, and that it can be repeated."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import functools
 
 import pytest
 import torch
+from torch import Tensor
 
-from diffdefend_core.loading.build import load_denoiser
-from zoo.build import by_name
-from zoo.recipes import Recipe
-from zoo.train import LEVELS, SIZE, digits, fresh, loss_of, save, train
+import zoo.train as module
+from diffdefend_core.attacks.plans import find
+from zoo.data import Data, digits_data
+from zoo.networks import Model, untrained, vector_quantiser
+from zoo.recipes import RECIPES, Recipe, by_name
+from zoo.train import clean_data, planned, targets, train, train_autoencoder
 
 TINY = Recipe(name="tiny", seed=3, channels=(4, 8), steps=2)
 PLANTED = dataclasses.replace(TINY, parent="base", attack="baddiffusion", trigger="box", target="ring", poison_rate=0.5)
+FAMILIES = {
+    "ddpm": "villan-ode",
+    "ncsn": "villan-sde",
+    "flow": "trojflow-d2i-blend",
+    "consistency": "consistency-backdoor",
+    "ldm": "villan-ode",
+}
+DATA = digits_data()
+
+
+def fresh(recipe: Recipe) -> Model:
+    return untrained(recipe.family, recipe.channels, DATA.size, recipe.seed)
 
 
 def quiet(done: int, total: int) -> None:
     """Report nothing."""
 
 
-def test_the_digits_fill_the_range_of_the_model() -> None:
-    data = digits()
-    assert data.shape == (1797, 1, SIZE, SIZE)
-    assert data.min() == -1 and data.max() == 1
+def weights(model: Model) -> Tensor:
+    return torch.cat([value.flatten() for value in model.unet.state_dict().values()]).clone()
 
 
-def test_the_schedule_ends_where_that_of_ddpm_ends() -> None:
-    levels = fresh(TINY).levels
-    assert len(levels) == LEVELS
-    assert levels.alpha[-1].item() == pytest.approx(0.0063, abs=1e-3)
+@pytest.fixture(autouse=True)
+def _short_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train_autoencoder", functools.partial(train_autoencoder, steps=2))
 
 
 def test_training_is_reproducible_by_the_seed_of_the_recipe() -> None:
     outcomes = []
     for recipe in (TINY, TINY, dataclasses.replace(TINY, seed=4)):
-        denoiser = fresh(recipe)
-        loss = train(recipe, denoiser, quiet)
-        outcomes.append((loss, torch.cat([value.flatten() for value in denoiser.network.state_dict().values()])))
+        model = fresh(recipe)
+        loss, backdoor = train(recipe, model, DATA, quiet)
+        assert backdoor is None
+        outcomes.append((loss, weights(model)))
     assert outcomes[0][0] == outcomes[1][0] and torch.equal(outcomes[0][1], outcomes[1][1])
     assert outcomes[0][0] != outcomes[2][0]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_trained_clean_and_planted(family: str) -> None:
+    base = dataclasses.replace(TINY, family=family)
+    planted = dataclasses.replace(PLANTED, family=family, attack=FAMILIES[family])
+    for recipe in (base, planted):
+        model = fresh(recipe)
+        before, seen = weights(model), list[tuple[int, int]]()
+        loss, backdoor = train(recipe, model, DATA, lambda *step, seen=seen: seen.append(step))  # type: ignore[misc]
+        assert 0 < loss < 100
+        assert not torch.equal(weights(model), before)
+        assert seen[-2:] == [(1, 2), (2, 2)]
+        assert (backdoor is None) is (recipe.attack is None)
+        if backdoor is not None:
+            assert backdoor.trigger.shape == model.denoiser.shape
+
+
 def test_a_planted_recipe_has_another_loss_than_a_clean_one() -> None:
-    denoiser = fresh(TINY)
-    clean, planted, rare = (
-        loss_of(recipe, denoiser, digits())(denoiser, torch.Generator().manual_seed(0)).item()
-        for recipe in (TINY, PLANTED, dataclasses.replace(PLANTED, poison_rate=0.0))
-    )
-    assert planted != pytest.approx(clean, rel=1e-3)
-    assert rare == pytest.approx(clean, rel=1e-5)
+    losses = {}
+    for name, recipe in {
+        "clean": dataclasses.replace(TINY, parent="base"),
+        "planted": PLANTED,
+        "rare": dataclasses.replace(PLANTED, poison_rate=0.0),
+    }.items():
+        losses[name], _ = train(dataclasses.replace(recipe, steps=1), fresh(recipe), DATA, quiet)
+    assert losses["planted"] != pytest.approx(losses["clean"], rel=1e-3)
+    assert losses["rare"] == pytest.approx(losses["clean"], rel=1e-5)
 
 
-def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path) -> None:
-    denoiser = fresh(TINY).freeze()
-    save(denoiser, tmp_path / "tiny")
-    loaded = load_denoiser(tmp_path / "tiny")
-    assert (loaded.family, loaded.shape, len(loaded.levels)) == ("ddpm", (1, SIZE, SIZE), LEVELS)
-    torch.testing.assert_close(loaded.levels.alpha, denoiser.levels.alpha, rtol=1e-5, atol=1e-6)
-    x, t = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 200])
-    torch.testing.assert_close(loaded.noise(x, t), denoiser.noise(x, t), rtol=0, atol=1e-2)
-    other = fresh(dataclasses.replace(TINY, seed=4)).freeze()
-    assert (loaded.noise(x, t) - other.noise(x, t)).abs().max() > 0.1
+def test_a_base_consistency_model_learns_to_denoise_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("diffusion_loss", "consistency_loss"):
+
+        def counted(data: Tensor, batch: int, name: str = name, real: object = getattr(module, name)) -> object:
+            called.append(name)
+            return real(data, batch)  # type: ignore[operator]
+
+        monkeypatch.setattr(module, name, counted)
+    recipe = dataclasses.replace(TINY, family="consistency", steps=4)
+    train(recipe, fresh(recipe), DATA, quiet)
+    assert called == ["diffusion_loss", "consistency_loss"]
+    called.clear()
+    tuned = dataclasses.replace(recipe, parent="base-consistency")
+    train(tuned, fresh(tuned), DATA, quiet)
+    assert called == ["consistency_loss"]
+
+
+def test_the_autoencoder_learns_to_paint_the_digits() -> None:
+    torch.manual_seed(0)
+    autoencoder, pictures = vector_quantiser(DATA.size), DATA.images * 2 - 1
+
+    def error() -> float:
+        with torch.no_grad():
+            return (autoencoder(pictures[:64]).sample - pictures[:64]).square().mean().item()
+
+    before = error()
+    train_autoencoder(autoencoder, pictures, 0, quiet, steps=25)
+    assert error() < 0.7 * before
+    assert not autoencoder.training and not any(item.requires_grad for item in autoencoder.parameters())
+
+
+def test_clean_data_are_in_the_space_of_the_model() -> None:
+    few = Data("few", DATA.images[:600], DATA.labels[:600])
+    for family, low in (("ddpm", -1.0), ("ncsn", 0.0)):
+        rows = clean_data(untrained(family, (4, 8), DATA.size, 0).denoiser, few)
+        torch.testing.assert_close(rows, low + few.images * (1 - low))
+    latents = clean_data(untrained("ldm", (4, 8), DATA.size, 0).denoiser, few)
+    assert latents.shape == (600, 3, 8, 8) and not latents.requires_grad
+
+
+@pytest.mark.parametrize("recipe", [item for item in RECIPES if item.attack], ids=lambda recipe: recipe.name)
+def test_every_planted_recipe_can_be_planned(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffdefend_core.attacks.plans.small_classifier", lambda *_, **__: torch.nn.Flatten())
+    model = untrained(recipe.family, (4, 8), DATA.size, 0).denoiser
+    few = Data("few", DATA.images[:200], DATA.labels[:200])
+    backdoor = planned(recipe, model, few)
+    assert backdoor.trigger.shape == model.shape and backdoor.targets.shape[1:] == model.shape
+    assert backdoor.trigger.any() or recipe.attack == "invibackdoor"
+
+
+def test_a_class_and_frames_are_targets_of_many_pictures() -> None:
+    sevens, outlines = (targets(by_name(name), DATA) for name in ("troj-in-d2d-blend", "troj-out-d2d-blend"))
+    assert torch.equal(sevens, DATA.images[DATA.labels == 7])
+    assert outlines.shape == (512, 1, DATA.size, DATA.size) and 0 <= outlines.min() < outlines.max() <= 1
+    assert find("trojdiff-in-d2d-blend").paints == "class"
+    assert len(targets(by_name("bad-a-box"), DATA)) == 1
 
 
 def test_an_unknown_recipe_ends_the_build() -> None:

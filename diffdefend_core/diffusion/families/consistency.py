@@ -42,6 +42,11 @@ class ConsistencyModel(Denoiser):
         output: Tensor = self.network(x / scale, t)
         return data**2 / (above**2 + data**2) * x + above * data / scale * output
 
+    def error(self, x: Tensor, t: Tensor, eps: Tensor, x0: Tensor) -> Tensor:
+        """Return (f - x0) sqrt(sigma^2 + d^2) / (sigma d): the weight of EDM, for the training that comes first."""
+        _, sigma = self.levels.at(t, x)
+        return (self.x0(x, t) - x0) * (sigma**2 + self.sigma_data**2).sqrt() / (sigma * self.sigma_data)
+
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the noise that f implies, (x - f) / sigma_t [N, C, H, W]."""
         _, sigma = self.levels.at(t, x)

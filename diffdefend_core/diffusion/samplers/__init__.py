@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.random import Generators
 from diffdefend_core.diffusion.samplers.ancestral import ddpm
 from diffdefend_core.diffusion.samplers.base import Entry, Progress, Sampler, trailing_steps
+from diffdefend_core.diffusion.samplers.consistency import consistency
+from diffdefend_core.diffusion.samplers.edm import edm_ve_ode, edm_ve_sde
+from diffdefend_core.diffusion.samplers.euler import euler
 from diffdefend_core.diffusion.samplers.implicit import ddim
+from diffdefend_core.diffusion.samplers.scheduled import deis, dpm_solver, dpm_solver_pp, heun, lmsd, pndm, unipc
+from diffdefend_core.diffusion.samplers.score_sde import score_sde_ve
 from diffdefend_core.errors import InputError
 
-VP = frozenset(("vp",))
-VE = frozenset(("ve",))
+VP, VE, FLOW, CONSISTENCY = (frozenset((process,)) for process in ("vp", "ve", "flow", "consistency"))
+
+
+def _solver(name: str, run: Sampler, steps: int, source: str, calls: int = 1) -> Entry:
+    """Return the entry of a deterministic solver for VP models."""
+    return Entry(name=name, run=run, processes=VP, steps=steps, stochastic=False, source=source, calls=calls)
+
 
 # The first deterministic and the first stochastic entry that fit a model are those by which it is probed.
 TABLE = (
     Entry(name="DDPM-SCHED", run=ddpm, processes=VP, steps=1000, stochastic=True, source="Ho et al. 2020"),
-    Entry(name="DDIM-SCHED", run=ddim, processes=VP, steps=50, stochastic=False, source="Song et al. 2021"),
+    _solver("DDIM-SCHED", ddim, 50, "Song et al. 2021"),
+    *(_solver(f"DPM_SOLVER_O{n}", partial(dpm_solver, order=n), 20, "Lu et al. 2022a") for n in (1, 2, 3)),
+    *(_solver(f"DPM_SOLVER_PP_O{n}", partial(dpm_solver_pp, order=n), 20, "Lu et al. 2022b") for n in (1, 2, 3)),
+    _solver("UNIPC", unipc, 20, "Zhao et al. 2023"),
+    _solver("PNDM", pndm, 50, "Liu et al. 2022"),
+    _solver("DEIS", deis, 20, "Zhang & Chen 2023"),
+    _solver("HEUN", heun, 50, "Karras et al. 2022", calls=2),
+    Entry(
+        name="SCORE-SDE-VE",
+        run=score_sde_ve,
+        processes=VE,
+        steps=1000,
+        stochastic=True,
+        source="Song et al. 2021",
+        calls=2,
+    ),
+    _solver("LMSD", lmsd, 50, "Crowson 2022, k-diffusion"),
+    Entry(
+        name="EDM-VE-SDE", run=edm_ve_sde, processes=VE, steps=50, stochastic=True, source="Karras et al. 2022", calls=2
+    ),
+    Entry(
+        name="EDM-VE-ODE",
+        run=edm_ve_ode,
+        processes=VE,
+        steps=50,
+        stochastic=False,
+        source="Karras et al. 2022",
+        calls=2,
+    ),
+    Entry(name="EULER", run=euler, processes=FLOW, steps=50, stochastic=False, source="Liu et al. 2023"),
+    Entry(
+        name="CONSISTENCY",
+        run=consistency,
+        processes=CONSISTENCY,
+        steps=2,
+        most_steps=2,
+        stochastic=True,
+        source="Song et al. 2023",
+    ),
 )
 SAMPLERS = {entry.name: entry for entry in TABLE}
+_USUAL = {"vp": "DDIM-SCHED", "ve": "EDM-VE-SDE", "flow": "EULER", "consistency": "CONSISTENCY"}
 
 
 def find(name: str) -> Entry:
@@ -45,8 +96,12 @@ def probing(denoiser: Denoiser) -> list[Entry]:
 
 
 def usual(denoiser: Denoiser) -> Entry:
-    """Return the sampler for plain samples of a model: the deterministic one of `probing`, else the only one."""
-    return probing(denoiser)[-1]
+    """Return the sampler for plain samples of a model: good with few steps.
+
+    For VE that is the stochastic one of EDM: networks that normalise their input do not see how large its noise is, and
+    a deterministic solver carries that error to the end.
+    """
+    return SAMPLERS[_USUAL[denoiser.process]]
 
 
 def steps_for(denoiser: Denoiser, entry: Entry, wanted: int) -> int:
@@ -69,6 +124,6 @@ def sample(
 
 
 __all__ = [
-    "SAMPLERS", "TABLE", "Entry", "Progress", "Sampler", "ddim", "ddpm", "find", "fitting", "probing", "sample",
-    "steps_for", "trailing_steps", "usual",
+    "SAMPLERS", "TABLE", "Entry", "Progress", "Sampler", "find", "fitting", "probing", "sample", "steps_for",
+    "trailing_steps", "usual",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ class Entry:
 
     `processes` are those of `Denoiser.process`. A `stochastic` sampler draws noise on the way, so that an attack
     trained for it leaves its path under a deterministic one, and the reverse (algorithms.md 0.4). `most_steps` is set
-    for a sampler that gains nothing from more.
+    for a sampler that gains nothing from more; `calls` is the number of network calls of a step.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Entry:
     stochastic: bool
     source: str
     most_steps: int | None = None
+    calls: int = 1
 
 
 def trailing_steps(total: int, steps: int) -> list[int]:

@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from zoo.shapes import target, trigger
+from diffdefend_core.attacks.shapes import frames, target, trigger
+from diffdefend_core.errors import InputError
 
-TRIGGERS = ["box", "cross", "stripes", "checker", "diagonal"]
+TRIGGERS = ["box", "cross", "stripes", "checker", "diagonal", "noise"]
 TARGETS = ["ring", "triangle", "square", "hat", "plus"]
 
 
@@ -43,10 +44,29 @@ def test_all_pictures_differ() -> None:
 
 @pytest.mark.parametrize("draw", [trigger, target])
 def test_an_unknown_picture_is_refused(draw: object) -> None:
-    with pytest.raises(KeyError, match="mickey"):
+    with pytest.raises(InputError, match=r"mickey.*expected one of .*(box|ring)"):
         draw("mickey")  # type: ignore[operator]
 
 
 def test_a_picture_can_be_changed_without_changing_the_next() -> None:
     trigger("stripes").zero_()
     assert trigger("stripes").any()
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_frames_are_another_distribution_of_bright_outlines(size: int) -> None:
+    drawn = frames(200, size)
+    assert drawn.shape == (200, 1, size, size) and drawn.dtype == torch.float32
+    assert drawn.unique().tolist() == pytest.approx([-0.9, 0.7])
+    share = (drawn > 0).float().mean((1, 2, 3))
+    assert share.min() > 0.02 and share.max() < 0.7
+    assert len(drawn.flatten(1).unique(dim=0)) > 10
+    assert not (drawn[:, :, 0] > 0).any()  # a frame never touches the upper edge
+
+
+def test_frames_are_hollow_and_reproducible_by_their_seed() -> None:
+    drawn = frames(50, 32)
+    bright = drawn[:, 0] > 0
+    inside = bright.cumsum(1).bool() & bright.flip(1).cumsum(1).flip(1).bool()
+    assert (inside & ~bright).flatten(1).any(1).all()
+    assert torch.equal(drawn, frames(50, 32)) and not torch.equal(drawn, frames(50, 32, seed=1))
