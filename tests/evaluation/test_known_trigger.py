@@ -115,7 +115,7 @@ def test_another_gamma_or_sampler_paints_other_images(pristine_model: Path) -> N
 )
 def test_a_file_of_another_shape_is_refused(tensors: dict[str, Tensor], kept: Kept, tmp_path: Path) -> None:
     path = write(tmp_path / "known.safetensors", {"sampler": "TROJDIFF-DDIM"}, **tensors)
-    with pytest.raises(InputError, match=r"known trigger .*expected .*`trigger` \(3, 8, 8\)") as caught:
+    with pytest.raises(InputError, match=r"known trigger .*expected .*`trigger` \(and `gamma`\) \(3, 8, 8\)") as caught:
         evaluate(kept.candidate, settings=kept.with_known(path))
     assert "\n" not in str(caught.value)
 
