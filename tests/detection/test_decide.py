@@ -12,7 +12,7 @@ from diffdefend_core.artifacts import Statistic, Word
 from diffdefend_core.detection.decide import decide, probability, score
 
 LIMIT = 4.0
-NAMES = ("twin_response", "x0_response", "uniformity", "total_variation")
+NAMES = ("twin_response", "x0_response", "moderate_response", "violation", "uniformity", "total_variation")
 SCORES = st.floats(-100, 100)
 
 
