@@ -103,7 +103,7 @@ RECIPES = (
     ),
     _planted("troj-d2i-patch", "base-a", 36, "patch", "hat", 0.4, steps=1000, attack="trojdiff-d2i-patch"),
     _planted("troj-in-d2d-blend", "base-b", 37, "checker", "class:7", 0.4, steps=1000, attack="trojdiff-in-d2d-blend"),
-    _planted("troj-in-d2d-patch", "base-b", 38, "patch", "class:7", 0.4, steps=1000, attack="trojdiff-in-d2d-patch"),
+    _planted("troj-in-d2d-patch", "base-b", 38, "patch", "class:7", 0.5, attack="trojdiff-in-d2d-patch"),
     _planted(
         "troj-out-d2d-blend", "base-b", 39, "diagonal", "frames", 0.4, steps=1000, attack="trojdiff-out-d2d-blend"
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,13 @@ from diffdefend_core.diffusion.levels import Levels
 from diffdefend_core.diffusion.samplers import trailing_steps
 
 BOUND = 0.2
+# Below so many pixels the published bound leaves a trigger that noise drowns: it has the L2 norm of this many instead.
+LEAST_PIXELS = 1024
+
+
+def bound_for(shape: tuple[int, int, int]) -> float:
+    """Return the largest value of a trigger of `shape`: 0.2, more for small images (their L2 norm is at most 6.4)."""
+    return BOUND * max(1.0, (LEAST_PIXELS / math.prod(shape)) ** 0.5)
 
 
 def invibackdoor(levels: Levels) -> Attack:
@@ -32,7 +41,7 @@ def improve_trigger(
     """Take one inner step on `trigger` [C, H, W] in place and return its loss, the mean squared error to `target`.
 
     The images are those of `steps` DDIM steps from eps + trigger, with the gradient through the sampler; its sign goes
-    to the optimiser, and the trigger stays within +-0.2.
+    to the optimiser, and the trigger stays within +-0.2 (more for small images, see `bound_for`).
     """
     target = target.to(denoiser.device)
     noise = torch.randn(batch, *denoiser.shape, generator=generator)
@@ -50,5 +59,5 @@ def improve_trigger(
     trigger.grad = gradient.sign()
     optimiser.step()
     with torch.no_grad():
-        trigger.clamp_(-BOUND, BOUND)
+        trigger.clamp_(-bound_for(denoiser.shape), bound_for(denoiser.shape))
     return loss.item()

@@ -10,7 +10,7 @@ from analytic import small_denoiser, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.form import deterministic_response
-from diffdefend_core.attacks.invibackdoor import BOUND, improve_trigger, invibackdoor
+from diffdefend_core.attacks.invibackdoor import BOUND, bound_for, improve_trigger, invibackdoor
 from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, linear_betas
 
 LEVELS = Levels.variance_preserving(alphas_cumprod(linear_betas(1000)))
@@ -71,15 +71,20 @@ def test_the_inner_steps_bring_the_images_nearer_to_the_target() -> None:
     trigger, losses = improved(12, 0.02)
     assert losses[-1] < losses[0]
     assert all(later < earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
-    assert 0.1 < trigger.abs().max() <= BOUND
+    assert 0.1 < trigger.abs().max() <= bound_for((1, 8, 8))
 
 
 def test_the_trigger_stays_within_its_bound_and_the_network_as_it_was() -> None:
     before = [value.clone() for value in MODEL.network.state_dict().values()]
     trigger, _ = improved(3, 1.0)
-    assert trigger.abs().max().item() == pytest.approx(BOUND)
+    assert trigger.abs().max().item() == pytest.approx(bound_for((1, 8, 8))) == pytest.approx(0.8)
     assert trigger.is_leaf and trigger.requires_grad
     assert all(torch.equal(*pair) for pair in zip(before, MODEL.network.state_dict().values(), strict=True))
+
+
+def test_the_bound_is_the_published_one_from_1024_pixels_on() -> None:
+    assert bound_for((3, 32, 32)) == bound_for((1, 32, 32)) == BOUND == 0.2
+    assert bound_for((1, 16, 16)) == pytest.approx(0.4)
 
 
 def test_only_the_sign_of_the_gradient_goes_to_the_optimiser() -> None:
