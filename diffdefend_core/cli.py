@@ -326,6 +326,37 @@ def check_input(
     return EXIT_FAIL if document["flagged"] else EXIT_PASS
 
 
+@cli.command()
+@click.argument("sources", metavar="MODEL_URI...", nargs=-1, required=True)
+@click.option("--name", required=True, metavar="NAME", help="Name of the calibration in results.")
+@_FORMAT
+@_shared
+def calibrate(sources: tuple[str, ...], name: str, output: str) -> None:
+    """Measure clean models of one family and shape: what is ordinary for `detection.calibration`.
+
+    Prints the URI of the calibration and what it says of each of its own models when that one is left out.
+    """
+    from diffdefend_core.detection import Calibration
+    from diffdefend_core.stages import calibrate as stage
+    from diffdefend_core.stages.folder import read_record
+
+    settings = _settings()
+    with _progress() as progress:
+        uri = stage.calibrate(sources, name=name, settings=settings, progress=progress)
+    calibration = read_record(Calibration, uri, "calibration")
+    rows: list[dict[str, Any]] = [
+        {"model": item.name, "verdict": item.word.value, "probability": round(item.probability, 3)}
+        for item in stage.held_out(calibration, settings.detection.limit)
+    ]
+    if output == "json":
+        click.echo(json.dumps({"uri": uri, "digest": calibration.digest(), "held_out": rows}, indent=2))
+        return
+    from diffdefend_core.report.table import plain_table
+
+    _print_table(plain_table(rows))
+    click.echo(uri)
+
+
 @cli.command("list")
 @click.argument("kind", type=click.Choice(["families", "samplers", "attacks", "methods"]))
 @_FORMAT
