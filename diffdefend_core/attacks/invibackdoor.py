@@ -19,7 +19,7 @@ LEAST_PIXELS = 1024
 
 def bound_for(shape: tuple[int, int, int]) -> float:
     """Return the largest value of a trigger of `shape`: 0.2, more for small images (their L2 norm is at most 6.4)."""
-    return BOUND * max(1.0, (LEAST_PIXELS / math.prod(shape)) ** 0.5)
+    return BOUND * max(1.0, math.sqrt(LEAST_PIXELS / math.prod(shape)))
 
 
 def invibackdoor(levels: Levels) -> Attack:
