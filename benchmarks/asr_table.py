@@ -2,7 +2,8 @@
 
     python -m benchmarks.asr_table [NAME ...]
 
-Prints Markdown tables and writes `benchmarks/results/asr_table.json`. Models that are missing are built first.
+Prints Markdown tables and writes `benchmarks/results/asr_table.json`. Models that are missing are built first. With
+names only these are measured, and their rows replaced.
 """
 
 from __future__ import annotations
@@ -67,15 +68,16 @@ def main() -> None:
     torch.set_num_threads(1)
     zoo = standard_zoo()
     chosen = [by_name(name) for name in arguments.names] or [recipe for recipe in RECIPES if recipe.attack]
-    rows = []
+    known = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() and arguments.names else []
+    found = {row["model"]: row for row in known}
     for recipe in chosen:
         build(recipe, zoo)
-        rows.append(measured(recipe, zoo))
+        found[recipe.name] = measured(recipe, zoo)
+    rows = [found[recipe.name] for recipe in RECIPES if recipe.name in found]
     print(table(rows, PUBLISHED), table(rows, OTHERS), sep="\n\n")
-    if not arguments.names:
-        RESULTS.parent.mkdir(exist_ok=True)
-        facts = {"samples": ASR_SAMPLES, "threshold": ASR_THRESHOLD, "models": rows}
-        RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    facts = {"samples": ASR_SAMPLES, "threshold": ASR_THRESHOLD, "models": rows}
+    RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def train(recipe: Recipe, model: Model, data: Data, show: Show) -> tuple[float, 
     denoiser = model.denoiser
     if recipe.parent is None and model.autoencoder is not None:
         train_autoencoder(model.autoencoder, data.images * 2 - 1, recipe.seed, show)
-        model.scale_latents(data.images * 2 - 1)
+        model.scale_latents(data.images[:1024] * 2 - 1)
     rows = clean_data(denoiser, data)
     backdoor = None
     if recipe.attack is not None:
