@@ -174,7 +174,8 @@ def test_the_network_is_first_asked_at_the_last_level(process: str, name: str) -
     for steps in {min(steps, SAMPLERS[name].most_steps or steps) for steps in (4, 7, 20)}:
         asked = calls(name, denoiser, steps)
         assert asked[0] == 99 == max(asked)
-        assert set(trailing_steps(100, steps)) <= set(asked)
+        # the second step of a consistency model is at a noise level of its own
+        assert name == "CONSISTENCY" or set(trailing_steps(100, steps)) <= set(asked)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
