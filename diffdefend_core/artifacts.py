@@ -100,13 +100,17 @@ class TriggerCandidate(Record):
     """One end point of the search; its tensors are `tau/<name>` in `trigger.safetensors`.
 
     Measured on fresh noise over `timesteps`: `difference` is how differently suspect and reference answer to the shift,
-    relative to its norm; `gain` is the share of it that the suspect does not treat as noise; `response` is lambda_t and
-    `x0_response` is c_t minus that of the reference (algorithms.md 5.2). `rms` is the estimated norm per pixel.
+    relative to its norm, at the noisy ones, `moderate_difference` at the others; `gain` is the share of it that the
+    suspect does not treat as noise; `response` is lambda_t and `x0_response` is c_t minus that of the reference
+    (algorithms.md 5.2); `violation` is how far the predicted x0 moves against the shift, which an ideal network never
+    lets it (above 0: it does). `rms` is the estimated norm per pixel.
     """
 
     name: str
     rms: float
     difference: float
+    moderate_difference: float
+    violation: float
     gain: float
     response: tuple[float, ...]
     x0_response: tuple[float, ...]

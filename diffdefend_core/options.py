@@ -15,26 +15,28 @@ class InversionOptions:
 
     `own_samples` images are drawn from the model in `own_steps` DDIM steps; the twin is trained on them for
     `twin_steps` steps of `twin_batch` rows. Each of the `starts` is searched for `race_iterations`, the best
-    `finalists` for `iterations` in all; `pairs` antithetic pairs an iteration. `rms` is the norm of the searched shift
+    `finalists` for `iterations` in all; `pairs` antithetic pairs an iteration,
+    drawn from `probes` fixed ones at each level of `signals`. `rms` is the norm of the searched shift
     per pixel, in units of the initial noise; `norms` are those at which the found direction is tried for its true norm.
     """
 
     method: str = "diffdefend"
-    own_samples: int = 256
+    own_samples: int = 192
     own_steps: int = 20
-    twin_steps: int = 80
+    twin_steps: int = 64
     twin_batch: int = 48
     twin_learning_rate: float = 3e-4
     starts: int = 4
     finalists: int = 2
-    race_iterations: int = 10
-    iterations: int = 50
+    race_iterations: int = 8
+    iterations: int = 40
     pairs: int = 8
+    probes: int = 3
     learning_rate: float = 0.1
     rms: float = 0.5
     norms: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
-    signals: tuple[float, ...] = (0.012, 0.02, 0.03, 0.045, 0.065, 0.085)
-    probe_signals: tuple[float, ...] = (0.008, 0.016, 0.039, 0.083, 0.16, 0.29)
+    signals: tuple[float, ...] = (0.012, 0.03, 0.065)
+    probe_signals: tuple[float, ...] = (0.008, 0.016, 0.039, 0.083, 0.16, 0.29, 0.5)
     probe_pairs: int = 16
 
 
@@ -50,7 +52,7 @@ class DetectionOptions:
     calibration: str = "shipped"
     limit: float = 4.0
     samples: int = 16
-    stochastic_steps: int = 125
+    stochastic_steps: int = 100
     deterministic_steps: int = 20
 
 

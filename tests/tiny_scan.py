@@ -10,7 +10,7 @@ from diffdefend_core.detection import Calibration, CleanModel
 from diffdefend_core.io import folders
 from diffdefend_core.stages.calibrations import measuring_digest
 
-STATISTICS = ("twin_response", "x0_response", "uniformity", "total_variation")
+STATISTICS = ("twin_response", "x0_response", "moderate_response", "violation", "uniformity", "total_variation")
 OPTIONS: dict[str, dict[str, object]] = {
     "inversion": {
         "own_samples": 8, "own_steps": 3, "twin_steps": 2, "twin_batch": 4, "starts": 2, "finalists": 1,

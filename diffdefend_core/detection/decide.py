@@ -8,21 +8,22 @@ from collections.abc import Mapping
 from diffdefend_core.artifacts import Statistic, Word
 
 RESPONSE = ("twin_response", "x0_response")
+ALONE = ("moderate_response", "violation")
 AMBIGUOUS = 0.75  # between this share of the limit and the limit itself: inconclusive
 
 
 def score(statistics: Mapping[str, Statistic]) -> float:
-    """Return the model's score: the larger of the mean response score and the dual-modal image score.
+    """Return the model's score: the largest of the mean response score, the `ALONE` ones and the image score.
 
     The image score is that of the published dual-modal rule: uniformity counts as far as total variation supports it
     with at least half of its strength. NaN if a statistic is missing, or its score is not finite.
     """
-    needed = (*RESPONSE, "uniformity", "total_variation")
+    needed = (*RESPONSE, *ALONE, "uniformity", "total_variation")
     if not all(name in statistics and math.isfinite(statistics[name].score) for name in needed):
         return math.nan
     response = sum(statistics[name].score for name in RESPONSE) / len(RESPONSE)
     images = min(statistics["uniformity"].score, 2 * statistics["total_variation"].score)
-    return max(response, images)
+    return max(response, images, *(statistics[name].score for name in ALONE))
 
 
 def probability(model_score: float, limit: float) -> float:

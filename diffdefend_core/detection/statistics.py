@@ -2,7 +2,9 @@
 
 | statistic | meaning | source |
 |---|---|---|
-| twin_response | how differently suspect and twin answer to the found shift, mean over levels | ours |
+| twin_response | how differently suspect and twin answer to the found shift, mean over noisy levels | ours |
+| moderate_response | the same over levels of moderate noise, where attacks on deterministic samplers show | ours |
+| violation | how far the predicted x0 moves against the shift, which an ideal network never does | lab notes |
 | x0_response | the largest shift of the predicted x0 beyond the twin's, over levels | algorithms.md 0.5, x0 space |
 | uniformity | how much more alike the suspect's images under the shift are than the twin's | DIFFDEFEND, Elijah |
 | total_variation | how far the total variation of those images is from the twin's | DIFFDEFEND |
@@ -27,6 +29,7 @@ from diffdefend_core.diffusion.samplers import Entry, probing, steps_for
 from diffdefend_core.options import DetectionOptions
 
 FLOOR = 1e-6
+VIOLATION_FLOOR = 0.1  # small networks violate a little
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def raw_statistics(best: TriggerCandidate, painting: Painting) -> dict[str, floa
     response = best.difference if best.difference > FLOOR else math.nan
     return {
         "twin_response": _log(response),
+        "moderate_response": _log(best.moderate_difference),
+        "violation": _log(VIOLATION_FLOOR + max(0.0, best.violation)),
         "x0_response": _log(max(abs(value) for value in best.x0_response)),
         "uniformity": alike,
         "total_variation": abs(texture),

@@ -61,47 +61,80 @@ class Response:
     treated as noise; `slope` is lambda, the least-squares scale of Delta along tau; `x0_slope` = sigma (lambda_ref -
     lambda) / alpha, the shift of the predicted x0 along tau beyond the reference's. `untreated` [C, H, W] is the mean
     of s tau - sigma Delta over the levels, in units of the initial noise. `baseline` is rms(answer - answer_ref)
-    without any shift.
+    without any shift. `violation` = (sigma lambda - s) / alpha: E[x0 | x_t] is the gradient of a convex function, so
+    that x0 never moves against a shift of x_t; this is how far it does (positive: it does).
     """
 
     difference: tuple[float, ...]
     gain: tuple[float, ...]
     slope: tuple[float, ...]
     x0_slope: tuple[float, ...]
+    violation: tuple[float, ...]
     baseline: tuple[float, ...]
     untreated: Tensor
 
 
-@torch.no_grad()
+class Bench:
+    """Probes at some levels, with the answers of a suspect and a reference to them computed once.
+
+    `each` probes of `pairs` antithetic pairs at every level. `spent` counts the network evaluations of single samples
+    so far: forward 1, forward and backward 3.
+    """
+
+    def __init__(
+        self,
+        suspect: Denoiser,
+        reference: Denoiser,
+        samples: Tensor,
+        levels: tuple[int, ...],
+        *,
+        pairs: int,
+        seed: int,
+        each: int = 1,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.suspect, self.reference = suspect, reference
+        self.probes = [probe(samples, t, pairs, generator) for t in levels for _ in range(each)]
+        with torch.no_grad():
+            self.plain = [(mean_answer(suspect, at, None), mean_answer(reference, at, None)) for at in self.probes]
+        self.spent = 2 * sum(len(at.x0) for at in self.probes)
+
+    def shifts(self, tau: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return Delta and Delta_ref [C, H, W] at probe `number`: how both mean answers move under s_t * tau."""
+        at, (plain, plain_reference) = self.probes[number], self.plain[number]
+        shift = self.suspect.levels.carried[at.t].item() * tau
+        self.spent += 2 * len(at.x0) * (3 if tau.requires_grad else 1)
+        return mean_answer(self.suspect, at, shift) - plain, mean_answer(self.reference, at, shift) - plain_reference
+
+    @torch.no_grad()
+    def respond(self, tau: Tensor) -> Response:
+        """Return the response to the shift s_t * tau. Raises FloatingPointError if an answer is not finite."""
+        levels = self.suspect.levels
+        names = ("difference", "gain", "slope", "x0_slope", "violation", "baseline")
+        columns: dict[str, list[float]] = {name: [] for name in names}
+        untreated = torch.zeros_like(tau)
+        for number, at in enumerate(self.probes):
+            alpha, sigma, carried = (curve[at.t].item() for curve in (levels.alpha, levels.sigma, levels.carried))
+            delta, delta_reference = self.shifts(tau, number)
+            rest = carried * tau - sigma * delta
+            slope, slope_reference = _slope(delta, tau), _slope(delta_reference, tau)
+            columns["difference"].append((rms(delta - delta_reference) / rms(tau)).item())
+            columns["gain"].append((rms(rest) / rms(carried * tau)).item())
+            columns["slope"].append(slope)
+            columns["x0_slope"].append(sigma * (slope_reference - slope) / alpha)
+            columns["violation"].append((sigma * slope - carried) / alpha)
+            columns["baseline"].append(rms(self.plain[number][0] - self.plain[number][1]).item())
+            untreated += rest / (levels.initial_scale * len(self.probes))
+        if not math.isfinite(sum(columns["baseline"]) + untreated.sum().item()):
+            raise FloatingPointError("the answers to a shift of the input are not finite")
+        return Response(untreated=untreated, **{name: tuple(values) for name, values in columns.items()})
+
+
 def respond(
     suspect: Denoiser, reference: Denoiser, tau: Tensor, samples: Tensor, levels: tuple[int, ...], pairs: int, seed: int
 ) -> Response:
-    """Measure the response to the shift s_t * tau on fresh noise, `pairs` antithetic pairs at each of `levels`.
-
-    Raises FloatingPointError if an answer is not finite.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    columns: dict[str, list[float]] = {"difference": [], "gain": [], "slope": [], "x0_slope": [], "baseline": []}
-    untreated = torch.zeros_like(tau)
-    for t in levels:
-        at = probe(samples, t, pairs, generator)
-        alpha, sigma = suspect.levels.alpha[t].item(), suspect.levels.sigma[t].item()
-        carried = suspect.levels.carried[t].item()
-        shift = carried * tau
-        plain, plain_reference = mean_answer(suspect, at, None), mean_answer(reference, at, None)
-        delta = mean_answer(suspect, at, shift) - plain
-        delta_reference = mean_answer(reference, at, shift) - plain_reference
-        rest = shift - sigma * delta
-        slope, slope_reference = _slope(delta, tau), _slope(delta_reference, tau)
-        columns["difference"].append((rms(delta - delta_reference) / rms(tau)).item())
-        columns["gain"].append((rms(rest) / rms(shift)).item())
-        columns["slope"].append(slope)
-        columns["x0_slope"].append(sigma * (slope_reference - slope) / alpha)
-        columns["baseline"].append(rms(plain - plain_reference).item())
-        untreated += rest / (suspect.levels.initial_scale * len(levels))
-    if not math.isfinite(sum(columns["baseline"]) + untreated.sum().item()):
-        raise FloatingPointError("the answers to a shift of the input are not finite")
-    return Response(untreated=untreated, **{name: tuple(values) for name, values in columns.items()})
+    """Measure the response to one shift s_t * tau on fresh noise; see `Bench`."""
+    return Bench(suspect, reference, samples, levels, pairs=pairs, seed=seed).respond(tau)
 
 
 def _slope(delta: Tensor, tau: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
-from diffdefend_core.diffusion.response import levels_at, respond, rms
+from diffdefend_core.diffusion.response import Bench, levels_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.inversion.refine import align, switching_norm
 from diffdefend_core.inversion.search import Track, race
@@ -19,6 +19,10 @@ from diffdefend_core.inversion.twin import forgetful_twin
 from diffdefend_core.options import InversionOptions
 
 Progress = Callable[[str, int, int], None]
+
+# A signal alpha / sigma below MODERATE names a noisy level, where stochastic attacks show; above it deterministic ones
+# do. Below FAINT the predicted x0 is too uncertain to say in which direction it moves.
+MODERATE, FAINT = 0.1, 0.03
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,24 @@ def invert(
         generator=torch.Generator().manual_seed(seed),
         progress=lambda done, total: progress("forgetful twin", done, total),
     )
+    pairs, noisy = options.probe_pairs, levels_at(suspect.levels, options.signals)
+    search = Bench(suspect, twin, samples, noisy, pairs=options.pairs, seed=seed, each=options.probes)
     tracks = race(
-        suspect, twin, samples, options, seed=seed, progress=lambda done, total: progress("search", done, total)
+        search, suspect.shape, options, seed=seed, progress=lambda done, total: progress("search", done, total)
     )
     levels = levels_at(suspect.levels, options.probe_signals)
+    turning = Bench(suspect, twin, samples, noisy, pairs=pairs, seed=seed + 1)
+    measuring = Bench(suspect, twin, samples, levels, pairs=pairs, seed=seed + 2)
     triggers: dict[str, Tensor] = {}
     candidates = []
     for track in tracks:
-        candidate, tau = _finish(track, suspect, twin, samples, levels, options, seed)
+        candidate, tau = _finish(track, turning, measuring, options)
         triggers[candidate.name] = tau
         candidates.append(candidate)
-    best = max(candidates, key=lambda item: item.difference)
+    best = max(candidates, key=lambda item: item.difference + item.moderate_difference)
+    sampler = usual(suspect)
+    drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
+    trained = options.twin_steps * options.twin_batch * 3
     record = InvertedTrigger(
         model_digest=model_digest,
         method=options.method,
@@ -63,7 +74,7 @@ def invert(
         timesteps=levels,
         candidates=tuple(candidates),
         best=best.name,
-        forward_equivalents=_cost(suspect, options, len(tracks)),
+        forward_equivalents=drawn + trained + sum(bench.spent for bench in (search, turning, measuring)),
     )
     return Inversion(record=record, triggers=triggers, reference=twin, samples=samples)
 
@@ -90,50 +101,36 @@ def own_samples(denoiser: Denoiser, count: int, steps: int, seed: int, progress:
 
 
 def _finish(
-    track: Track,
-    suspect: Denoiser,
-    twin: Denoiser,
-    samples: Tensor,
-    levels: tuple[int, ...],
-    options: InversionOptions,
-    seed: int,
+    track: Track, turning: Bench, measuring: Bench, options: InversionOptions
 ) -> tuple[TriggerCandidate, Tensor]:
     """Return the better of the searched direction and its aligned form, measured on fresh noise, with its norm."""
-    noisy = levels_at(suspect.levels, options.signals[::2])
-    pairs = options.probe_pairs
     searched = (options.rms * track.direction / rms(track.direction)).detach()
-    aligned = align(suspect, twin, searched, samples, levels=noisy, pairs=pairs, seed=seed + 1)
+    aligned = align(turning, searched)
     measured = [
-        (respond(suspect, twin, tau, samples, levels, pairs, seed + 2), tau, name)
+        (measuring.respond(tau), tau, name)
         for tau, name in ((searched, track.name), (aligned, f"{track.name}/aligned"))
     ]
     response, tau, name = max(measured, key=lambda item: sum(item[0].difference))
-    norm = switching_norm(
-        suspect, twin, tau / rms(tau), samples, levels=noisy, norms=options.norms, pairs=pairs // 2, seed=seed + 3
-    )
+    norm = switching_norm(turning, tau / rms(tau), options.norms)
     if name.endswith("aligned"):
-        tau = align(suspect, twin, norm * tau / rms(tau), samples, levels=noisy, pairs=pairs, seed=seed + 4, rounds=2)
+        tau = align(turning, norm * tau / rms(tau), rounds=2)
+    noisy = [signal < MODERATE for signal in options.probe_signals]
     candidate = TriggerCandidate(
         name=name,
         rms=norm,
-        difference=sum(response.difference) / len(levels),
-        gain=sum(response.gain) / len(levels),
+        difference=_mean(response.difference, noisy),
+        moderate_difference=_mean(response.difference, [not item for item in noisy]),
+        gain=_mean(response.gain, noisy),
         response=response.slope,
         x0_response=response.x0_slope,
+        violation=max(
+            value for value, signal in zip(response.violation, options.probe_signals, strict=True) if signal > FAINT
+        ),
         loss=tuple(track.loss),
     )
     return candidate, (norm * tau / rms(tau)).cpu()
 
 
-def _cost(suspect: Denoiser, options: InversionOptions, tracks: int) -> int:
-    """Return the network evaluations of single samples: forward 1, forward and backward 3."""
-    iterations = options.starts * options.race_iterations
-    iterations += options.finalists * (options.iterations - options.race_iterations)
-    rows, noisy = 2 * options.probe_pairs, len(options.signals[::2])
-    measuring = rows * 4 * (5 * noisy + 2 * len(options.probe_signals)) + rows // 2 * 4 * noisy * len(options.norms)
-    return (
-        options.own_samples * steps_for(suspect, usual(suspect), options.own_steps) * usual(suspect).calls
-        + options.twin_steps * options.twin_batch * 3
-        + iterations * 2 * options.pairs * 2 * (3 + 1)
-        + tracks * measuring
-    )
+def _mean(values: tuple[float, ...], chosen: list[bool]) -> float:
+    kept = [value for value, keep in zip(values, chosen, strict=True) if keep]
+    return sum(kept) / len(kept)

@@ -12,49 +12,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import respond, rms
+from diffdefend_core.diffusion.response import Bench, rms
 
 
-def align(
-    suspect: Denoiser,
-    reference: Denoiser,
-    tau: Tensor,
-    samples: Tensor,
-    *,
-    levels: tuple[int, ...],
-    pairs: int,
-    seed: int,
-    rounds: int = 3,
-) -> Tensor:
+def align(bench: Bench, tau: Tensor, rounds: int = 3) -> Tensor:
     """Return tau [C, H, W] turned, at its own norm, to the fixed point of tau -> s tau - sigma Delta(tau)."""
     norm = rms(tau)
-    for number in range(rounds):
-        rest = respond(suspect, reference, tau, samples, levels, pairs, seed + number).untreated
+    for _ in range(rounds):
+        rest = bench.respond(tau).untreated
         tau = norm * rest / rms(rest).clamp(min=1e-12)
     return tau
 
 
-def switching_norm(
-    suspect: Denoiser,
-    reference: Denoiser,
-    direction: Tensor,
-    samples: Tensor,
-    *,
-    levels: tuple[int, ...],
-    norms: tuple[float, ...],
-    pairs: int,
-    seed: int,
-) -> float:
+def switching_norm(bench: Bench, direction: Tensor, norms: tuple[float, ...]) -> float:
     """Return the estimated rms of the trigger along `direction` [C, H, W] of unit rms.
 
     Twice the norm at which the untreated rest reaches half of its largest value over `norms` (ascending), by linear
     interpolation.
     """
-    rest = [
-        rms(respond(suspect, reference, norm * direction, samples, levels, pairs, seed).untreated).item()
-        for norm in norms
-    ]
+    rest = [rms(bench.respond(norm * direction).untreated).item() for norm in norms]
     half = max(rest) / 2
     first = next(number for number, value in enumerate(rest) if value >= half)
     if first == 0:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import Probe, levels_at, mean_answer, probe, rms
+from diffdefend_core.diffusion.response import Bench, rms
 from diffdefend_core.options import InversionOptions
 
 
@@ -41,35 +40,29 @@ def starts(shape: tuple[int, int, int], count: int, seed: int) -> Iterator[tuple
         )
 
 
-def shift_difference(suspect: Denoiser, reference: Denoiser, at: Probe, shift: Tensor) -> Tensor:
-    """Return [C, H, W]: how differently suspect and reference change their mean answer when the input is shifted."""
-    with torch.no_grad():
-        base = mean_answer(suspect, at, None) - mean_answer(reference, at, None)
-    return mean_answer(suspect, at, shift) - mean_answer(reference, at, shift) - base
-
-
 def race(
-    suspect: Denoiser,
-    reference: Denoiser,
-    samples: Tensor,
+    bench: Bench,
+    shape: tuple[int, int, int],
     options: InversionOptions,
     *,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[Track]:
-    """Return the finished tracks, best first: all starts run `race_iterations`, the best `finalists` go on."""
+    """Return the finished tracks, best first: all starts run `race_iterations`, the best `finalists` go on.
+
+    The loss is minus the logarithm of how differently suspect and reference answer to the shift.
+    """
     tracks = [
-        _track(name, start.to(samples), seed + number, options)
-        for number, (name, start) in enumerate(starts(suspect.shape, options.starts, seed))
+        _track(name, start.to(bench.probes[0].x0), seed + number, options)
+        for number, (name, start) in enumerate(starts(shape, options.starts, seed))
     ]
-    levels = levels_at(suspect.levels, options.signals)
     rest = options.iterations - options.race_iterations
     total, done = options.starts * options.race_iterations + options.finalists * rest, 0
 
     def advance(track: Track, iterations: int) -> None:
         nonlocal done
         for _ in range(iterations):
-            _iterate(track, suspect, reference, samples, levels, options)
+            _iterate(track, bench, options)
             done += 1
             progress(done, total)
 
@@ -91,19 +84,11 @@ def _track(name: str, start: Tensor, seed: int, options: InversionOptions) -> Tr
     )
 
 
-def _iterate(
-    track: Track,
-    suspect: Denoiser,
-    reference: Denoiser,
-    samples: Tensor,
-    levels: tuple[int, ...],
-    options: InversionOptions,
-) -> None:
-    t = levels[int(torch.randint(len(levels), (1,), generator=track.generator))]
-    at = probe(samples, t, options.pairs, track.generator)
-    tau = options.rms * track.direction / rms(track.direction)
-    difference = shift_difference(suspect, reference, at, suspect.levels.carried[t].item() * tau)
-    size = (difference.square().mean() + 1e-20).sqrt()  # at no difference at all the gradient is 0 instead of NaN
+def _iterate(track: Track, bench: Bench, options: InversionOptions) -> None:
+    number = int(torch.randint(len(bench.probes), (1,), generator=track.generator))
+    delta, delta_reference = bench.shifts(options.rms * track.direction / rms(track.direction), number)
+    # at no difference at all the gradient is 0 instead of NaN
+    size = ((delta - delta_reference).square().mean() + 1e-20).sqrt()
     loss = -torch.log(size / options.rms + 1e-8)
     track.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -12,12 +12,14 @@ from diffdefend_core.artifacts import Statistic, Word
 from diffdefend_core.detection.decide import decide, probability, score
 
 LIMIT = 4.0
-NAMES = ("twin_response", "x0_response", "uniformity", "total_variation")
+NAMES = ("twin_response", "x0_response", "uniformity", "total_variation", "moderate_response", "violation")
 SCORES = st.floats(-100, 100)
 
 
-def statistics(twin: float, x0: float, uniformity: float, variation: float) -> dict[str, Statistic]:
-    values = dict(zip(NAMES, (twin, x0, uniformity, variation), strict=True))
+def statistics(
+    twin: float, x0: float, uniformity: float, variation: float, moderate: float = -200.0, violation: float = -200.0
+) -> dict[str, Statistic]:
+    values = dict(zip(NAMES, (twin, x0, uniformity, variation, moderate, violation), strict=True))
     return {
         name: Statistic(value=z, center=0.0, spread=1.0, score=z, anomalous=z > LIMIT) for name, z in values.items()
     }
@@ -32,6 +34,8 @@ def statistics(twin: float, x0: float, uniformity: float, variation: float) -> d
         ((0.0, 0.0, 50.0, 0.0), 0.0),  # uniform images alone are no backdoor
         ((-3.0, -1.0, -4.0, 9.0), -2.0),
         ((10.0, 0.0, 9.0, 3.0), 6.0),
+        ((0.0, 0.0, 0.0, 0.0, 5.0, 1.0), 5.0),  # a deterministic attack may show at moderate noise alone
+        ((0.0, 0.0, 0.0, 0.0, 1.0, 6.0), 6.0),
     ],
 )
 def test_the_score_by_hand(scores: tuple[float, ...], expected: float) -> None:

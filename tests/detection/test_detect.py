@@ -23,7 +23,8 @@ TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
 OPTIONS = DetectionOptions(samples=8, stochastic_steps=250, deterministic_steps=20)
 PLANTED = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
 REFERENCE = clean_denoiser(LEVELS, variance=0.26)
-ORDINARY = {"twin_response": -4.0, "x0_response": -2.5, "uniformity": 0.0, "total_variation": 0.0}
+ORDINARY = {"twin_response": -4.0, "x0_response": -2.5, "moderate_response": -3.9, "violation": -2.3, "uniformity": 0.0,
+            "total_variation": 0.0}  # fmt: skip
 
 
 def inverted(suspect: Denoiser, digest: str = "a" * 64) -> InvertedTrigger:
@@ -34,6 +35,8 @@ def inverted(suspect: Denoiser, digest: str = "a" * 64) -> InvertedTrigger:
         name="found",
         rms=0.8,
         difference=sum(response.difference) / 3,
+        moderate_difference=0.02,
+        violation=max(response.violation),
         gain=sum(response.gain) / 3,
         response=response.slope,
         x0_response=response.x0_slope,

@@ -34,6 +34,7 @@ def painted(attack: Attack, tau: Tensor) -> Painting:
 
 def candidate(**changes: object) -> TriggerCandidate:
     given: dict[str, object] = {"name": "a", "rms": 0.5, "difference": 0.4, "gain": 0.5, "loss": (1.0,)}
+    given |= {"moderate_difference": 0.04, "violation": -0.3}
     given |= {"response": (0.5, 0.5), "x0_response": (-3.0, 2.0)}
     return TriggerCandidate(**(given | changes))  # type: ignore[arg-type]
 
@@ -69,6 +70,8 @@ def test_the_statistics_by_hand() -> None:
     statistics = raw_statistics(candidate(), Painting(sampler="DDIM-SCHED", suspect=narrow, reference=wide))
     expected = {
         "twin_response": math.log(0.4),
+        "moderate_response": math.log(0.04),
+        "violation": math.log(0.1),
         "x0_response": math.log(3),
         "uniformity": math.log(2),
         "total_variation": math.log(2),

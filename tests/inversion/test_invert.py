@@ -68,7 +68,7 @@ def test_the_record_is_complete_and_reproducible() -> None:
     assert {item.name for item in first.record.candidates} == set(first.triggers)
     assert max(item.difference for item in first.record.candidates) == best_of(first).difference
     for item in first.record.candidates:
-        assert len(item.response) == len(item.x0_response) == len(first.record.timesteps) == 6
+        assert len(item.response) == len(item.x0_response) == len(first.record.timesteps) == 7
         assert len(item.loss) == 25 and all(math.isfinite(value) for value in item.loss)
     assert (first.record.model_digest, first.record.seed) == ("a" * 64, 0)
 

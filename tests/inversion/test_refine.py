@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import levels_at, rms
+from diffdefend_core.diffusion.response import Bench, levels_at, rms
 from diffdefend_core.inversion.refine import align, cosine, switching_norm
 from diffdefend_core.options import InversionOptions
 
@@ -38,8 +38,12 @@ def beside(shift: Tensor, similarity: float, norm: float) -> Tensor:
     return norm * direction / rms(direction)
 
 
+def bench(suspect: Denoiser, pairs: int) -> Bench:
+    return Bench(suspect, CLEAN, SAMPLES, NOISY, pairs=pairs, seed=0)
+
+
 def aligned(suspect: Denoiser, tau: Tensor) -> Tensor:
-    return align(suspect, CLEAN, tau, SAMPLES, levels=NOISY, pairs=16, seed=0)
+    return align(bench(suspect, 16), tau)
 
 
 @pytest.mark.parametrize("similarity", [0.7, 0.9])
@@ -66,24 +70,20 @@ def test_a_clean_model_turns_a_shift_nowhere() -> None:
 @pytest.mark.parametrize("norm", [0.5, 0.8, 1.1])
 def test_the_norm_is_twice_that_of_the_switch(norm: float) -> None:
     shift = of_norm(norm)
-    found = switching_norm(
-        planted(shift), CLEAN, PATTERN / rms(PATTERN), SAMPLES, levels=NOISY, norms=NORMS, pairs=32, seed=0
-    )
+    found = switching_norm(bench(planted(shift), 32), PATTERN / rms(PATTERN), NORMS)
     assert found == pytest.approx(norm, rel=0.1)
 
 
 def test_a_clean_model_has_no_switch() -> None:
     # its rest grows in proportion: half of the largest is at half of the last norm
     direction = PATTERN / rms(PATTERN)
-    found = switching_norm(CLEAN, CLEAN, direction, SAMPLES, levels=NOISY, norms=NORMS, pairs=8, seed=0)
+    found = switching_norm(bench(CLEAN, 8), direction, NORMS)
     assert found == pytest.approx(NORMS[-1], rel=0.02)
 
 
 def test_a_switch_below_the_first_norm_is_put_there() -> None:
     direction = PATTERN / rms(PATTERN)
-    found = switching_norm(
-        planted(of_norm(0.2)), CLEAN, direction, SAMPLES, levels=NOISY, norms=(0.6, 1.0), pairs=8, seed=0
-    )
+    found = switching_norm(bench(planted(of_norm(0.2)), 8), direction, (0.6, 1.0))
     assert found == 2 * 0.6
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.attacks.shapes import trigger
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import probe, rms
+from diffdefend_core.diffusion.response import Bench, levels_at, rms
 from diffdefend_core.inversion.refine import cosine
-from diffdefend_core.inversion.search import Track, race, shift_difference, starts
+from diffdefend_core.inversion.search import Track, race, starts
 from diffdefend_core.options import InversionOptions
 
 LEVELS = vp_levels()
@@ -28,8 +28,12 @@ def planted(shift: Tensor) -> Denoiser:
     return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, shift, TARGET)
 
 
+def bench(suspect: Denoiser) -> Bench:
+    return Bench(suspect, REFERENCE, SAMPLES, levels_at(LEVELS, OPTIONS.signals), pairs=4, seed=0, each=3)
+
+
 def raced(suspect: Denoiser, seed: int = 0) -> list[Track]:
-    return race(suspect, REFERENCE, SAMPLES, OPTIONS, seed=seed, progress=lambda done, total: None)
+    return race(bench(suspect), SHAPE, OPTIONS, seed=seed, progress=lambda done, total: None)
 
 
 @pytest.mark.parametrize(("name", "sign"), [("box", 1), ("box", -1), ("stripes", 1), ("checker", 1)])
@@ -75,7 +79,7 @@ def test_the_best_starts_go_on_and_come_first() -> None:
 
 def test_progress_counts_every_iteration() -> None:
     seen: list[tuple[int, int]] = []
-    race(clean_denoiser(LEVELS, 0.3), REFERENCE, SAMPLES, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
+    race(bench(clean_denoiser(LEVELS, 0.3)), SHAPE, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
     assert seen == [(done, 4 * 10 + 2 * 40) for done in range(1, 121)]
 
 
@@ -95,8 +99,11 @@ def test_the_starts_have_both_signs_and_then_none() -> None:
 
 
 def test_what_both_models_answer_alike_cancels() -> None:
-    at = probe(SAMPLES, 200, 8, torch.Generator().manual_seed(0))
     shift, suspect = trigger("stripes", 8), planted(trigger("stripes", 8))
-    assert not shift_difference(suspect, suspect, at, shift).any()
-    assert rms(shift_difference(suspect, REFERENCE, at, shift)) > 0.2
-    assert rms(shift_difference(suspect, REFERENCE, at, torch.zeros(SHAPE))) == 0
+    same = Bench(suspect, suspect, SAMPLES, (200,), pairs=8, seed=0)
+    other = Bench(suspect, REFERENCE, SAMPLES, (200,), pairs=8, seed=0)
+    delta, delta_reference = same.shifts(shift, 0)
+    assert torch.equal(delta, delta_reference)
+    delta, delta_reference = other.shifts(shift, 0)
+    assert rms(delta - delta_reference) > 0.2
+    assert not any(delta.any() for delta in other.shifts(torch.zeros(SHAPE), 0))
