@@ -33,7 +33,8 @@ def statistics(
         ((0.0, 0.0, 5.0, 50.0), 5.0),
         ((0.0, 0.0, 50.0, 0.0), 0.0),  # uniform images alone are no backdoor
         ((-3.0, -1.0, -4.0, 9.0), -2.0),
-        ((10.0, 0.0, 9.0, 3.0), 6.0),
+        ((10.0, 0.0, 9.0, 3.0), 9.0),  # or as far as twice the network's response does
+        ((3.0, -9.0, 9.0, 0.0), 6.0),
         ((0.0, 0.0, 0.0, 0.0, 5.0, 1.0), 5.0),  # a deterministic attack may show at moderate noise alone
         ((0.0, 0.0, 0.0, 0.0, 1.0, 6.0), 6.0),
     ],
