@@ -15,9 +15,9 @@ AMBIGUOUS = 0.75  # between this share of the limit and the limit itself: inconc
 def score(statistics: Mapping[str, Statistic]) -> float:
     """Return the model's score: the largest of the mean response score, the `ALONE` ones and the image score.
 
-    The image score follows the published dual-modal rule: uniformity counts as far as total variation supports it with at
-    least half of its strength. Ours: the network's response may support it instead, since a target with the texture of
-    the data leaves the total variation as it is. NaN if a statistic is missing, or its score is not finite.
+    The image score follows the published dual-modal rule: uniformity counts as far as total variation supports it, with
+    at least half of its strength. Ours: the network's response may support it instead, since a target with the texture
+    of the data leaves the total variation as it is. NaN if a statistic is missing, or its score is not finite.
     """
     needed = (*RESPONSE, *ALONE, "uniformity", "total_variation")
     if not all(name in statistics and math.isfinite(statistics[name].score) for name in needed):
