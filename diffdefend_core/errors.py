@@ -42,3 +42,10 @@ class RegistryError(DiffDefendError, RuntimeError):
 
 class MissingExtraError(DiffDefendError, ImportError):
     """Raised when an optional dependency is absent; the message names the extra to install."""
+
+
+def numpy_reason(error: Exception) -> str:
+    """Return why numpy could not read a file, without its advice to unpickle what cannot be read otherwise."""
+    if "pickle" in str(error):
+        return "it is no array of numbers; pickled objects are never loaded"
+    return str(error)

@@ -25,7 +25,7 @@ from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.diffusion.samplers import find as find_sampler
 from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.diffusion.samplers.trojdiff import TROJDIFF_DDPM
-from diffdefend_core.errors import InputError
+from diffdefend_core.errors import InputError, numpy_reason
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.stages.load import load
 from diffdefend_core.stages.model import check_repairable, fetched, open_denoiser, refusing_overflow, save_model
@@ -163,7 +163,7 @@ def _read_images(path: Path) -> tuple[Tensor, Tensor | None]:
             labels = arrays.get("labels")
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError) as error:
         raise InputError(
-            f"data {path} cannot be read ({error})",
+            f"data {path} cannot be read ({numpy_reason(error)})",
             expected="an npz file with `images` [M, H, W] or [M, C, H, W]",
             action="write it with numpy.savez",
         ) from error

@@ -18,7 +18,7 @@ from diffdefend_core.detection.guard import Guard, noise_tests
 from diffdefend_core.detection.statistics import painting_steps
 from diffdefend_core.detection.ufid import Query, ufid
 from diffdefend_core.diffusion.samplers import find, usual
-from diffdefend_core.errors import InputError
+from diffdefend_core.errors import InputError, numpy_reason
 from diffdefend_core.io.store import local_path, open_store, to_uri
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.provenance import code_version
@@ -199,7 +199,7 @@ def _noise(uri: str) -> Tensor:
         noise = load_tensors(content)["noise"] if uri.endswith(TENSORS) else _array(content)
     except (SafetensorError, KeyError, ValueError, EOFError, OSError) as error:
         raise InputError(
-            f"noise {uri} cannot be read ({error})",
+            f"noise {uri} cannot be read ({numpy_reason(error)})",
             expected="a .npy file of floating-point numbers, or a safetensors file with `noise`",
             action="write it with numpy.save",
         ) from error

@@ -20,7 +20,7 @@ from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.samplers import find, probing, steps_for, usual
 from diffdefend_core.diffusion.samplers.trojdiff import NAMES
-from diffdefend_core.errors import InputError
+from diffdefend_core.errors import InputError, numpy_reason
 from diffdefend_core.evaluation import (
     Backdoor,
     Extractor,
@@ -126,7 +126,7 @@ def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Set
             features, name = arrays["features"], str(arrays["extractor"])
     except (ValueError, KeyError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
         raise InputError(
-            f"reference {settings.evaluation.reference} cannot be read ({error})",
+            f"reference {settings.evaluation.reference} cannot be read ({numpy_reason(error)})",
             expected="an npz file with `features` [M, D] and `extractor`",
             action="make it with the extractor that the scan uses",
         ) from error
