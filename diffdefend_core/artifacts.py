@@ -99,17 +99,20 @@ class ModelRef(Record):
 class TriggerCandidate(Record):
     """One end point of the search; its tensors are `tau/<name>` in `trigger.safetensors`.
 
-    Measured on fresh noise over `timesteps`: `difference` is how differently suspect and reference answer to the shift,
-    relative to its norm, at the noisy ones, `moderate_difference` at the others; `gain` is the share of it that the
-    suspect does not treat as noise; `response` is lambda_t and `x0_response` is c_t minus that of the reference
-    (algorithms.md 5.2); `violation` is how far the predicted x0 moves against the shift, which an ideal network never
-    lets it (above 0: it does). `rms` is the estimated norm per pixel.
+    Measured on fresh noise over `timesteps`: `parity` is how evenly the suspect answers to the shift and its opposite
+    beyond what the reference does, relative to the shift, at the noisy ones; `content` is how far the predicted x0
+    moves evenly at the others, over the spread of the data; `control` is the largest parity of shifts of the same norm
+    that are no trigger; `violation` is how far it moves against the shift, which an
+    ideal network never lets it (above 0: it does). `gain` is the share of the shift that the suspect does not
+    treat as noise; `response` is lambda_t and `x0_response` is c_t minus that of the reference (algorithms.md 5.2; both
+    are empty where a method does not measure them). `rms` is the estimated norm per pixel.
     """
 
     name: str
     rms: float
-    difference: float
-    moderate_difference: float
+    parity: float
+    content: float
+    control: float
     violation: float
     gain: float
     response: tuple[float, ...]

@@ -21,19 +21,26 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from diffdefend_core.errors import InputError
 from diffdefend_core.options import (
     DetectionOptions,
+    ElijahOptions,
     EvaluationOptions,
     GateOptions,
     InversionOptions,
+    PureDiffusionOptions,
     PurificationOptions,
+    TerdOptions,
 )
 from diffdefend_core.provenance import digest_of
 
-GROUPS = ("inversion", "detection", "purification", "evaluation", "gate")
+PEERS = ("terd", "elijah", "purediffusion")
+GROUPS = ("inversion", *PEERS, "detection", "purification", "evaluation", "gate")
 SCIENCE = ("seed", "adapter", *GROUPS)
 DEFAULT_FILE = "diffdefend.toml"
 _FILE = "_file"
 
-for _kind in (InversionOptions, DetectionOptions, PurificationOptions, EvaluationOptions, GateOptions):
+for _kind in (
+    InversionOptions, TerdOptions, ElijahOptions, PureDiffusionOptions, DetectionOptions, PurificationOptions,
+    EvaluationOptions, GateOptions,
+):  # fmt: skip
     # The options are plain dataclasses; this tells pydantic to refuse unknown names and numbers that are not finite.
     with_config(ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False))(_kind)
 
@@ -65,6 +72,9 @@ class Settings(BaseSettings):
     adapter: str = Field(default="", max_length=200)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     inversion: InversionOptions = Field(default_factory=InversionOptions)
+    terd: TerdOptions = Field(default_factory=TerdOptions)
+    elijah: ElijahOptions = Field(default_factory=ElijahOptions)
+    purediffusion: PureDiffusionOptions = Field(default_factory=PureDiffusionOptions)
     detection: DetectionOptions = Field(default_factory=DetectionOptions)
     purification: PurificationOptions = Field(default_factory=PurificationOptions)
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
@@ -100,7 +110,7 @@ class Settings(BaseSettings):
         return {name: _from_text(item) for name, item in value.items()} if isinstance(value, dict) else value
 
     def science(self) -> dict[str, Any]:
-        """Return what changes a result (seed, adapter and the five groups of options) as plain JSON values."""
+        """Return what changes a result (seed, adapter and the groups of options) as plain JSON values."""
         return self.model_dump(mode="json", include=set(SCIENCE))
 
     def science_json(self) -> str:

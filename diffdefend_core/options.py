@@ -7,37 +7,47 @@ name noise levels independently of a model's schedule and number of steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class InversionOptions:
     """Options of the trigger inversion.
 
+    `method` names the method; the options of the others are in groups of their own. `reference` is empty, or the URI of
+    a trusted model, which then takes the place of the forgetful twin.
+
     `own_samples` images are drawn from the model in `own_steps` DDIM steps; the twin is trained on them for
-    `twin_steps` steps of `twin_batch` rows. Each of the `starts` is searched for `race_iterations`, the best
-    `finalists` for `iterations` in all; `pairs` antithetic pairs an iteration,
-    drawn from `probes` fixed ones at each level of `signals`. `rms` is the norm of the searched shift
-    per pixel, in units of the initial noise; `norms` are those at which the found direction is tried for its true norm.
+    `twin_steps` steps of `twin_batch` rows. For each of the two objectives every one of the `starts` is searched for
+    `race_iterations`, the best for `iterations` in all; `pairs` antithetic pairs an iteration, drawn from `probes`
+    fixed ones at each level of `signals` (parity) or `moderate_signals` (monotonicity). `rms` and `moderate_rms` are
+    the norms of the searched shifts per pixel, in units of the initial noise; `norms` are those at which the found
+    direction is tried for its true norm. What was found is measured at `probe_signals` with `probe_pairs`.
+    A model is refused whose error on its own noisy samples is above `worst_error` times that of a multiple of x_t.
     """
 
-    method: str = "diffdefend"
-    own_samples: int = 192
+    method: Literal["diffdefend", "terd", "elijah", "purediffusion"] = "diffdefend"
+    reference: str = ""
+    own_samples: int = 128
     own_steps: int = 20
     twin_steps: int = 64
     twin_batch: int = 48
     twin_learning_rate: float = 3e-4
     starts: int = 4
-    finalists: int = 2
-    race_iterations: int = 8
+    race_iterations: int = 12
     iterations: int = 40
-    pairs: int = 8
+    pairs: int = 6
     probes: int = 3
     learning_rate: float = 0.1
+    moderate_learning_rate: float = 0.2
     rms: float = 0.5
-    norms: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+    moderate_rms: float = 0.7
+    norms: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
     signals: tuple[float, ...] = (0.012, 0.03, 0.065)
+    moderate_signals: tuple[float, ...] = (0.16, 0.29, 0.5)
     probe_signals: tuple[float, ...] = (0.008, 0.016, 0.039, 0.083, 0.16, 0.29, 0.5)
-    probe_pairs: int = 16
+    probe_pairs: int = 12
+    worst_error: float = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +55,16 @@ class DetectionOptions:
     """Options of the detector.
 
     `calibration` is `shipped` or the URI of a calibration made from a team's own clean models. A statistic counts as
-    anomalous above `limit` standard deviations of the clean models. `samples` images are painted by each sampler, the
-    stochastic one in at most `stochastic_steps`, the deterministic one in `deterministic_steps`.
+    anomalous above `limit` standard deviations of the clean models. `samples` images are painted by each sampler at
+    each `rms`, the norm of the shift per pixel, the stochastic one in at most `stochastic_steps`, the deterministic one
+    in `deterministic_steps`.
     """
 
     calibration: str = "shipped"
     limit: float = 4.0
     samples: int = 16
-    stochastic_steps: int = 100
+    rms: tuple[float, ...] = (0.5, 0.75, 1.0)
+    stochastic_steps: int = 50
     deterministic_steps: int = 20
 
 
@@ -106,3 +118,65 @@ class GateOptions:
     fid_increase_max: float = 0.10
     champion: str = "champion"
     challenger: str = "challenger"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElijahOptions:
+    """Options of Elijah (AAAI 2024), with the published values.
+
+    One search for each lambda of `response` and each of `starts` (`negative`: -U[0,1], `positive`: U[0,1]), of
+    `iterations` steps of Adam on one batch of `batch` noises. With a single lambda and start the attack is taken as
+    known, as in the paper: 0.5 for stochastic samplers, 1 for deterministic ones; `negative` for BadDiffusion,
+    `positive` for TrojDiff and NCSN. `samples` images are painted under each found shift.
+    """
+
+    response: tuple[float, ...] = (0.5, 1.0)
+    starts: tuple[str, ...] = ("negative",)
+    iterations: int = 100
+    batch: int = 100
+    learning_rate: float = 0.1
+    samples: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerdOptions:
+    """Options of TERD (ICML 2024), with the published values for BadDiffusion on CIFAR-10.
+
+    `iterations` of the estimation and `refinement_iterations` of the refinement, `batch` pairs of noise each, at the
+    noisiest share `ends` of the levels; the refinement adds the same share of the least noisy ones and draws its images
+    in `refinement_steps` steps. `weight` is lambda, the reward per unit of the L1 norm (5e-4 for faces); the norm of
+    the refinement's gradient is clipped at `gradient_clip` (1 for TrojDiff). With `gamma` the deviation of the noise is
+    fitted too, one number per pixel, as TrojDiff needs it; `start` is `negative` (-U[0,1]) or `positive` (U[0,1]).
+    """
+
+    start: str = "negative"
+    iterations: int = 3000
+    refinement_iterations: int = 1000
+    batch: int = 16
+    ends: float = 0.01
+    learning_rate: float = 0.5
+    weight: float = 5e-5
+    refinement_steps: int = 10
+    gradient_clip: float = 0.01
+    gamma: bool = False
+    gamma_learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PureDiffusionOptions:
+    """Options of PureDiffusion (arXiv 2409.13945 and 2502.19047), whose values could not be read: these are inferred.
+
+    One search for each of `families` (`sde`, `ode`: the attacks on stochastic and on deterministic samplers, whose
+    lambda_t differ) and each of `starts`, as for Elijah. `levels` name noise levels as shares of the model's own number
+    of levels, the noisiest first; `batch` noises at each. `consistency` is the weight of the denoising consistency
+    beside the multi-timestep distribution shift. `samples` images are painted under each found shift.
+    """
+
+    families: tuple[str, ...] = ("sde", "ode")
+    starts: tuple[str, ...] = ("negative",)
+    levels: tuple[float, ...] = (1.0, 0.95, 0.9, 0.8)
+    iterations: int = 100
+    batch: int = 32
+    learning_rate: float = 0.1
+    consistency: float = 0.1
+    samples: int = 16

@@ -40,40 +40,41 @@ def model_ref(name: str = "digits-16", **changes: Any) -> ModelRef:
     return ModelRef(**{**given, **changes})
 
 
+def end_point(name: str = "parity", **changes: Any) -> TriggerCandidate:
+    """The end point of a search in which nothing was found."""
+    given: dict[str, Any] = {
+        "name": name,
+        "rms": 0.4,
+        "parity": 0.006,
+        "content": 0.04,
+        "control": 0.005,
+        "violation": -0.2,
+        "gain": 0.02,
+        "response": (0.73, 0.84, 0.92, 0.96, 0.98),
+        "x0_response": (0.05, 0.04, 0.02, 0.01, 0.0),
+        "loss": (1.0, 0.9, 0.88),
+    }
+    return TriggerCandidate(**{**given, **changes})
+
+
 def trigger(found: bool = True, digest: str = "a" * 64) -> InvertedTrigger:
-    """A search with three end points; when `found`, the first has the response of a BadDiffusion model."""
-    strong = TriggerCandidate(
-        name="start-0",
-        rms=0.61,
-        difference=1.9 if found else 0.05,
-        moderate_difference=0.4 if found else 0.04,
-        violation=-0.2,
-        gain=0.49 if found else 0.02,
-        response=(0.48, 0.49, 0.5, 0.5, 0.5) if found else (0.73, 0.84, 0.92, 0.96, 0.98),
-        x0_response=(0.93, 2.2, 5.05, 11.9, 29.3) if found else (0.05, 0.04, 0.02, 0.01, 0.0),
-        loss=tuple(float(value) for value in np.exp(-np.linspace(0, 3, 60))),
-    )
-    weak = [
-        TriggerCandidate(
-            name=f"start-{index}",
-            rms=0.4,
-            difference=0.06,
-            moderate_difference=0.04,
-            violation=-0.1,
-            gain=0.03,
-            response=(0.74, 0.85, 0.92, 0.96, 0.99),
-            x0_response=(0.06 * index, 0.03, 0.02, 0.01, -0.01),
-            loss=(1.0, 0.9, 0.88),
-        )
-        for index in (1, 2)
-    ]
+    """The end points of both searches; when `found`, parity has the response of a BadDiffusion model."""
+    loss = tuple(float(value) for value in np.exp(-np.linspace(0, 3, 60)))
+    changes: dict[str, Any] = {
+        "rms": 0.61,
+        "parity": 0.24,
+        "content": 0.4,
+        "gain": 0.49,
+        "response": (0.48, 0.49, 0.5, 0.5, 0.5),
+        "x0_response": (0.93, 2.2, 5.05, 11.9, 29.3),
+    }
     return InvertedTrigger(
         model_digest=digest,
         method="diffdefend",
         seed=0,
         timesteps=TIMESTEPS,
-        candidates=(strong, *weak),
-        best="start-0",
+        candidates=(end_point(loss=loss, **(changes if found else {})), end_point("monotonicity")),
+        best="parity",
         forward_equivalents=180_000,
     )
 
@@ -85,7 +86,7 @@ def verdict(word: Word = Word.CLEAN, digest: str = "a" * 64, **changes: Any) -> 
         "word": word,
         "probability": {Word.CLEAN: 0.021, Word.BACKDOORED: 0.9996, Word.INCONCLUSIVE: 0.47}[word],
         "statistics": {
-            "gain": statistic(0.49 if bad else 0.02, 0.021, 0.012),
+            "parity": statistic(0.49 if bad else 0.02, 0.021, 0.012),
             "uniformity": statistic(0.04 if bad else 0.93, 0.95, 0.11),
             "total_variation": statistic(0.061 if bad else 0.1, 0.098, 0.009),
         },

@@ -93,6 +93,20 @@ def test_scan_turns_the_verdict_into_the_exit_code(
     assert arguments == ("s3://models/digits/",) and keywords["settings"].seed == 4
 
 
+def test_method_and_reference_reach_the_settings(stage: Callable[..., Calls]) -> None:
+    scans, searches = stage("scan", _scan_uris("clean")), stage("invert_trigger", "file:///s/invert_trigger/1/")
+    assert run_command(["scan", "m"]) == 0
+    assert run_command(["scan", "m", "--reference", "s3://ours/clean/"]) == 0
+    assert run_command(["scan", "m", "--method", "elijah", "--set", "elijah.iterations=3"]) == 0
+    assert run_command(["invert-trigger", "--model", "m", "--method", "terd"]) == 0
+    plain, beside, elijah, terd = (keywords["settings"] for _, keywords in [*scans, *searches])
+    assert (plain.inversion.method, plain.inversion.reference) == ("diffdefend", "")
+    assert (beside.inversion.method, beside.inversion.reference) == ("diffdefend", "s3://ours/clean/")
+    assert (elijah.inversion.method, elijah.elijah.iterations) == ("elijah", 3)
+    assert terd.inversion.method == "terd"
+    assert len({item.digest() for item in (plain, beside, elijah, terd)}) == 4
+
+
 def test_scan_prints_json_alone(stage: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
     stage("scan", _scan_uris("backdoored"))
     assert run_command(["scan", "m", "-o", "json"]) == 1
@@ -260,6 +274,8 @@ def test_run_turns_the_outcome_into_the_exit_code(
         ["scan", "m", "-o", "xml"],
         ["detect", "--model", "m"],
         ["scan", "m", "--seed", "few"],
+        ["scan", "m", "--method", "nonsense"],
+        ["scan", "m", "--set", "inversion.method=nonsense"],
         ["scan", "m", "--set", "gate"],
         ["scan", "m", "--store", "ftp://x"],
         ["scan", "m", "--config", "absent.toml"],

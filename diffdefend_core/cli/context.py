@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from diffdefend_core.config import Settings, load_settings, merge_flags, parse_a
 from diffdefend_core.progress import Progress, reporting
 
 _SETTINGS = ("store", "tracking_uri", "device", "seed", "adapter")
+_SEARCH = ("method", "reference")
 
 
 def current_flags() -> dict[str, Any]:
@@ -25,7 +27,12 @@ def current_settings(science: str | None = None) -> Settings:
     """Return the settings of the current command; an empty flag is one that was not given."""
     flags = current_flags()
     given = {name: flags[name] for name in _SETTINGS if flags.get(name)}
-    given = merge_flags(given, *(parse_assignment(text) for text in flags.get("set", [])))
+    search = {name: flags[name] for name in _SEARCH if flags.get(name)}
+    if "reference" in search and Path(search["reference"]).is_dir():
+        search["reference"] = str(Path(search["reference"]).absolute())  # steps of a pipeline run elsewhere
+    given = merge_flags(
+        given, {"inversion": search} if search else {}, *(parse_assignment(text) for text in flags.get("set", []))
+    )
     if science:
         return Settings.from_science(science, flags.get("config"), **given)
     return load_settings(flags.get("config"), **given)

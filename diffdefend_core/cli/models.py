@@ -10,7 +10,7 @@ import click
 
 from diffdefend_core.cli.context import current_progress, current_settings, print_table
 from diffdefend_core.cli.exit_codes import EXIT_FAIL, EXIT_PASS
-from diffdefend_core.cli.options import FORMAT, shared
+from diffdefend_core.cli.options import FORMAT, searching, shared
 
 _CHECK_CODES = """\b
 Exit codes:
@@ -56,6 +56,7 @@ def check_input(
 @click.command()
 @click.argument("sources", metavar="MODEL_URI...", nargs=-1, required=True)
 @click.option("--name", required=True, metavar="NAME", help="Name of the calibration in results.")
+@searching
 @FORMAT
 @shared
 def calibrate(sources: tuple[str, ...], name: str, output: str) -> None:
@@ -73,7 +74,7 @@ def calibrate(sources: tuple[str, ...], name: str, output: str) -> None:
     calibration = read_record(Calibration, uri, "calibration")
     rows: list[dict[str, Any]] = [
         {"model": item.name, "verdict": item.word.value, "probability": round(item.probability, 3)}
-        for item in stage.held_out(calibration, settings.detection.limit)
+        for item in stage.held_out(calibration, settings)
     ]
     if output == "json":
         click.echo(json.dumps({"uri": uri, "digest": calibration.digest(), "held_out": rows}, indent=2))

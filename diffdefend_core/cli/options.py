@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from diffdefend_core.config import PEERS
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+METHODS = ("diffdefend", *PEERS)
 WRITTEN = click.Path(path_type=Path)
 NAME = click.option("--name", metavar="NAME", help="Name of the model in reports and registry.")
 FORMAT = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -31,6 +34,22 @@ def shared(command: Command) -> Command:
         click.option(
             "--config", type=click.Path(path_type=Path), metavar="FILE",
             help="TOML or YAML file of settings [default: diffdefend.toml, if there is one].", **flag,
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def searching(command: Command) -> Command:
+    """Return the command with the flags that say how a trigger is searched; `context` reads them."""
+    for option in (
+        click.option(
+            "--reference", metavar="URI", expose_value=False, callback=_remember,
+            help="Trusted clean model of the same family and shape, which sharpens the search.",
+        ),
+        click.option(
+            "--method", type=click.Choice(METHODS), expose_value=False, callback=_remember,
+            help="Method of detection [default: diffdefend].",
         ),
     ):  # fmt: skip
         command = option(command)

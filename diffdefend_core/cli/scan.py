@@ -9,7 +9,7 @@ import click
 
 from diffdefend_core.cli.context import current_flags, current_progress, current_settings, print_table
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
-from diffdefend_core.cli.options import FORMAT, NAME, shared
+from diffdefend_core.cli.options import FORMAT, NAME, searching, shared
 
 _VERDICT_CODES = {"clean": EXIT_PASS, "backdoored": EXIT_FAIL}
 
@@ -17,6 +17,7 @@ _VERDICT_CODES = {"clean": EXIT_PASS, "backdoored": EXIT_FAIL}
 @click.command(epilog=EXIT_CODES_HELP)
 @click.argument("source", metavar="MODEL_URI")
 @NAME
+@searching
 @FORMAT
 @shared
 def scan(source: str, name: str | None, output: str) -> int:
@@ -44,6 +45,7 @@ def scan(source: str, name: str | None, output: str) -> int:
 @click.argument("source", metavar="MODEL_URI")
 @NAME
 @click.option("--docker", is_flag=True, help="Run the stages in containers.")
+@searching
 @FORMAT
 @shared
 def run(source: str, name: str | None, docker: bool, output: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from diffdefend_core.cli.context import current_progress, current_settings
-from diffdefend_core.cli.options import NAME, WRITTEN, Command, shared
+from diffdefend_core.cli.options import NAME, WRITTEN, Command, searching, shared
 
 _MODEL = click.option("--model", "model_uri", required=True, metavar="URI", help="Folder of the load stage.")
 _TRIGGER = click.option("--trigger", "trigger_uri", required=True, metavar="URI", help="Folder of invert-trigger.")
@@ -38,6 +38,7 @@ def load(source: str, name: str | None, science: str | None, uri_output: Path | 
 
 @click.command("invert-trigger")
 @_MODEL
+@searching
 @_stage
 def invert_trigger(model_uri: str, science: str | None, uri_output: Path | None) -> None:
     """Search the trigger that a backdoored model would answer to (also: invert)."""
@@ -52,6 +53,7 @@ def invert_trigger(model_uri: str, science: str | None, uri_output: Path | None)
 @_MODEL
 @_TRIGGER
 @click.option("--word-output", type=WRITTEN, metavar="FILE", help="Also write the verdict's word to this file.")
+@searching
 @_stage
 def detect(
     model_uri: str, trigger_uri: str, word_output: Path | None, science: str | None, uri_output: Path | None
@@ -84,6 +86,7 @@ def keep(model_uri: str, trigger_uri: str, verdict_uri: str, science: str | None
 @_MODEL
 @_TRIGGER
 @_VERDICT
+@searching
 @_stage
 def purify(model_uri: str, trigger_uri: str, verdict_uri: str, science: str | None, uri_output: Path | None) -> None:
     """Remove the backdoor and scan the repaired model again."""

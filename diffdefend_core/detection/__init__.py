@@ -5,7 +5,8 @@
 `decide`.
 """
 
+from diffdefend_core.detection import decide, peers
 from diffdefend_core.detection.calibration import Calibration, CleanModel
 from diffdefend_core.detection.detect import Measurement, judge, measure
 
-__all__ = ["Calibration", "CleanModel", "Measurement", "judge", "measure"]
+__all__ = ["Calibration", "CleanModel", "Measurement", "decide", "judge", "measure", "peers"]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffdefend_core.artifacts import InvertedTrigger, Verdict
-from diffdefend_core.detection.calibration import Calibration, standardise
-from diffdefend_core.detection.decide import decide
-from diffdefend_core.detection.statistics import paint, painting_steps, raw_statistics
+from diffdefend_core.artifacts import InvertedTrigger, Statistic, Verdict
+from diffdefend_core.detection.calibration import (
+    RELATED_FLOOR,
+    Calibration,
+    standardise,
+)
+from diffdefend_core.detection.decide import decide, score
+from diffdefend_core.detection.statistics import paint, painting_cost, raw_statistics
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
-from diffdefend_core.diffusion.samplers import probing, usual
+from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.options import DetectionOptions
 
 Progress = Callable[[str, int, int], None]
@@ -32,7 +37,6 @@ class Measurement:
 
 def measure(
     suspect: Denoiser,
-    reference: Denoiser,
     inverted: InvertedTrigger,
     triggers: Mapping[str, Tensor],
     options: DetectionOptions,
@@ -40,27 +44,27 @@ def measure(
     seed: int,
     progress: Progress,
 ) -> Measurement:
-    """Paint under the best candidate and return the raw statistics; nothing here depends on a calibration."""
-    best = next(item for item in inverted.candidates if item.name == inverted.best)
-    painting = paint(
+    """Paint under the candidates and return the raw statistics; nothing here depends on a calibration."""
+    paintings = paint(
         suspect,
-        reference,
-        triggers[best.name],
+        inverted,
+        triggers,
         options,
         seed=seed,
         progress=lambda done, total: progress("painting", done, total),
     )
     sampler = usual(suspect)
-    steps = painting_steps(suspect, sampler, options)
-    plain = generate(suspect, options.samples, sampler=sampler.name, steps=steps, seed=seed)
-    painted = steps * sampler.calls
-    painted += 2 * sum(entry.calls * painting_steps(suspect, entry, options) for entry in probing(suspect))
+    steps = steps_for(suspect, sampler, options.deterministic_steps)
+    drawn = generate(suspect, options.samples, sampler=sampler.name, steps=steps, seed=seed)
+    plain = suspect.pictures(drawn.to(suspect.device)).cpu()
+    # a collapse that is not a number comes first: the verdict must speak of it
+    shown = max(paintings, key=lambda item: (math.isnan(item.collapse), item.collapse))
     return Measurement(
-        statistics=raw_statistics(best, painting),
-        sampler=painting.sampler,
-        triggered=painting.suspect,
-        plain=suspect.pictures(plain.to(suspect.device)).cpu(),
-        forward_equivalents=options.samples * painted,
+        statistics=raw_statistics(inverted, shown, plain),
+        sampler=shown.sampler,
+        triggered=shown.triggered,
+        plain=plain,
+        forward_equivalents=options.samples * steps * sampler.calls + painting_cost(suspect, inverted, options),
     )
 
 
@@ -68,15 +72,25 @@ def judge(
     measurement: Measurement,
     inverted: InvertedTrigger,
     calibration: Calibration,
-    options: DetectionOptions,
     *,
+    limit: float,
     family: str,
     shape: tuple[int, ...],
+    process: str,
+    score: Callable[[Mapping[str, Statistic]], float] = score,
 ) -> Verdict:
-    """Return the verdict of a measurement against clean models; the model itself is left out of its calibration."""
+    """Return the verdict of a measurement against clean models; the model itself is left out of its calibration.
+
+    A model of another family or shape than those is judged against the ones of its process, with a wider spread: its
+    statistics are relative to its own twin and to the opposite shift, which is half a calibration by itself. Without
+    any of its process it can at best be inconclusive.
+    """
     others = calibration.without(inverted.model_digest)
-    statistics = standardise(others, measurement.statistics, options.limit)
-    word, chance, reasons = decide(statistics, limit=options.limit, covered=others.covers(family, shape))
+    kin, floor = others.kin(family, shape, process)
+    used = kin or others.models
+    statistics = standardise(used, measurement.statistics, limit, floor if kin else RELATED_FLOOR)
+    basis = f"{len(used)} clean models" + (" of other kinds and its own controls" if floor >= RELATED_FLOOR else "")
+    word, chance, reasons = decide(statistics, limit=limit, basis=basis, covered=bool(kin), score=score)
     return Verdict(
         model_digest=inverted.model_digest,
         word=word,
@@ -84,7 +98,7 @@ def judge(
         statistics=statistics,
         reasons=reasons,
         calibration_digest=calibration.digest(),
-        calibration_models=tuple(model.name for model in others.models),
+        calibration_models=tuple(model.name for model in used),
         seeds=(inverted.seed,),
         forward_equivalents=inverted.forward_equivalents + measurement.forward_equivalents,
     )

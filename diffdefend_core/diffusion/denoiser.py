@@ -37,6 +37,11 @@ class Denoiser(ABC):
         return self.levels.kind
 
     @property
+    def kind(self) -> str:
+        """The process, and whether it runs on the latents of an autoencoder: what calibrations go by."""
+        return self.process if self.picture_shape == self.shape else f"latent {self.process}"
+
+    @property
     def picture_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of the pictures."""
         return self.shape

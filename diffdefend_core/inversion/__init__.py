@@ -6,9 +6,7 @@ that both answer differently over many levels (`search`), turns the best ones to
 assumed.
 """
 
+from diffdefend_core.inversion import elijah, purediffusion, terd
 from diffdefend_core.inversion.invert import Inversion, invert, own_samples
 
-# a method is a name that `inversion.method` may take, with its source
-METHODS = {"diffdefend": "ours: differential response to a forgetful twin (docs/concepts.md)"}
-
-__all__ = ["METHODS", "Inversion", "invert", "own_samples"]
+__all__ = ["Inversion", "elijah", "invert", "own_samples", "purediffusion", "terd"]

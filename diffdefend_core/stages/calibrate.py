@@ -8,15 +8,15 @@ from pathlib import Path
 
 from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Word
 from diffdefend_core.config import Settings
-from diffdefend_core.detection import Calibration, CleanModel, measure
-from diffdefend_core.detection.calibration import MINIMUM_MODELS, standardise
+from diffdefend_core.detection import Calibration, CleanModel
+from diffdefend_core.detection.calibration import RELATED_FLOOR, standardise
 from diffdefend_core.detection.decide import decide
 from diffdefend_core.errors import InputError
 from diffdefend_core.progress import Progress, silent
-from diffdefend_core.stages.calibrations import measuring_digest
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
-from diffdefend_core.stages.invert_trigger import invert_trigger, read_reference, read_triggers
+from diffdefend_core.stages.invert_trigger import invert_trigger, read_triggers
 from diffdefend_core.stages.load import load
+from diffdefend_core.stages.methods import chosen, measured
 from diffdefend_core.stages.model import fetch_denoiser
 
 STAGE = "calibrate"
@@ -56,33 +56,36 @@ def calibrate(sources: Sequence[str], *, name: str, settings: Settings, progress
             for model, model_uri, trigger_uri in zip(models, model_uris, trigger_uris, strict=True)
         )
         write_record(
-            folder, "calibration", Calibration(name=name, options_digest=measuring_digest(settings), models=measured)
+            folder,
+            "calibration",
+            Calibration(name=name, options_digest=chosen(settings).digest(settings), models=measured),
         )
 
     parents = tuple(parent("invert_trigger", uri) for uri in trigger_uris)
-    options = {"name": name, "options": measuring_digest(settings), "seed": settings.seed}
+    options = {"name": name, "options": chosen(settings).digest(settings), "seed": settings.seed}
     return run_once(STAGE, store=settings.store, parents=parents, options=options, work=work)
 
 
-def held_out(calibration: Calibration, limit: float) -> list[Held]:
+def held_out(calibration: Calibration, settings: Settings) -> list[Held]:
     """Return what a calibration says of each of its own models when that one is left out."""
+    limit, score = settings.detection.limit, chosen(settings).score
     found = []
     for model in calibration.models:
         others = calibration.without(model.digest)
-        statistics = standardise(others, model.statistics, limit)
-        word, chance, _ = decide(statistics, limit=limit, covered=len(others.models) + 1 >= MINIMUM_MODELS)
+        kin, floor = others.kin(model.family, model.shape, model.process)
+        statistics = standardise(kin or others.models, model.statistics, limit, min(floor, RELATED_FLOOR))
+        word, chance, _ = decide(statistics, limit=limit, basis="the others", covered=bool(kin), score=score)
         found.append(Held(model.name, word, chance))
     return found
 
 
 def _measured(model: ModelRef, model_uri: str, trigger_uri: str, settings: Settings, progress: Progress) -> CleanModel:
     suspect = fetch_denoiser(model_uri, settings.device, settings.adapter)
-    measurement = measure(
+    measurement = measured(
         suspect,
-        read_reference(trigger_uri, suspect),
         read_record(InvertedTrigger, trigger_uri, "inverted_trigger"),
         read_triggers(trigger_uri),
-        settings.detection,
+        settings,
         seed=settings.seed + 1,
         progress=progress,
     )
@@ -90,6 +93,7 @@ def _measured(model: ModelRef, model_uri: str, trigger_uri: str, settings: Setti
         name=model.name,
         digest=model.digest,
         family=model.family,
+        process=suspect.kind,
         shape=tuple(model.shape),
         statistics=measurement.statistics,
     )

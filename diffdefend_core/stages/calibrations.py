@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib import resources
 
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import Calibration
 from diffdefend_core.errors import InputError
 from diffdefend_core.io import folders
-from diffdefend_core.provenance import digest_of
+from diffdefend_core.stages.methods import chosen
 
-SHIPPED = "diffdefend_core.detection", "calibrations/digits.json"
+SHIPPED = "diffdefend_core.detection", "calibrations"
 
 
 def read_calibration(settings: Settings) -> Calibration:
@@ -21,11 +20,10 @@ def read_calibration(settings: Settings) -> Calibration:
     holds no clean models.
     """
     if settings.detection.calibration == "shipped":
-        package, name = SHIPPED
-        calibration = Calibration.from_json((resources.files(package) / name).read_bytes())
+        calibration = Calibration.from_json(_shipped(chosen(settings).name))
     else:
         calibration = Calibration.from_json(folders.read_file(settings.detection.calibration, "calibration.json"))
-    wanted = measuring_digest(settings)
+    wanted = chosen(settings).digest(settings)
     if calibration.options_digest != wanted:
         raise InputError(
             f"calibration {calibration.name} was measured with options {calibration.options_digest[:12]}",
@@ -41,8 +39,13 @@ def read_calibration(settings: Settings) -> Calibration:
     return calibration
 
 
-def measuring_digest(settings: Settings) -> str:
-    """Return the digest of the options that change a statistic: not the limit, nor which calibration is used."""
-    detection = asdict(settings.detection)
-    del detection["calibration"], detection["limit"]
-    return digest_of({"inversion": asdict(settings.inversion), "detection": detection})
+def _shipped(method: str) -> bytes:
+    package, folder = SHIPPED
+    file = resources.files(package) / folder / f"{method}.json"
+    if not file.is_file():
+        raise InputError(
+            f"no calibration is shipped for the method {method}",
+            expected="one made from your own clean models",
+            action=f"make it with `diffdefend calibrate --method {method}`, and name it as detection.calibration",
+        )
+    return file.read_bytes()

@@ -59,10 +59,10 @@ def attacks() -> list[Row]:
 
 
 def methods() -> list[Row]:
-    """Return the methods by which a trigger is inverted."""
-    from diffdefend_core.inversion import METHODS
+    """Return the methods of detection."""
+    from diffdefend_core.stages.methods import METHODS
 
-    return [{"name": name, "source": source} for name, source in METHODS.items()]
+    return [{"name": name, "source": method.source} for name, method in METHODS.items()]
 
 
 KINDS: dict[str, Callable[[], list[Row]]] = {

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 
 from diffdefend_core.artifacts import InvertedTrigger, ModelRef
 from diffdefend_core.config import Settings
-from diffdefend_core.detection import judge, measure
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
-from diffdefend_core.stages.invert_trigger import read_reference, read_triggers
-from diffdefend_core.stages.model import fetch_denoiser
+from diffdefend_core.stages.invert_trigger import read_triggers
+from diffdefend_core.stages.methods import chosen, judged, measured
+from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
 
 STAGE = "detect"
 
@@ -28,19 +28,18 @@ def detect(model_uri: str, trigger_uri: str, *, settings: Settings, progress: Pr
 
     def work(folder: Path) -> None:
         suspect = fetch_denoiser(model_uri, settings.device, settings.adapter)
-        measurement = measure(
-            suspect,
-            read_reference(trigger_uri, suspect),
-            inverted,
-            read_triggers(trigger_uri),
-            settings.detection,
-            seed=settings.seed + 1,
-            progress=progress or silent,
-        )
-        verdict = judge(measurement, inverted, calibration, settings.detection, family=model.family, shape=model.shape)
+        triggers, seed = read_triggers(trigger_uri), settings.seed + 1
+        with refusing_overflow():
+            measurement = measured(suspect, inverted, triggers, settings, seed=seed, progress=progress or silent)
+        verdict = judged(measurement, inverted, calibration, settings, model, suspect.kind)
         write_record(folder, "verdict", verdict)
         images = {"triggered": measurement.triggered.contiguous(), "plain": measurement.plain.contiguous()}
         save_file(images, folder / "samples.safetensors")
 
-    options = {"detection": asdict(settings.detection), "calibration": calibration.digest(), "seed": settings.seed}
+    options = {
+        "detection": asdict(settings.detection),
+        "measurement": chosen(settings).recorded(settings),
+        "calibration": calibration.digest(),
+        "seed": settings.seed,
+    }
     return run_once(STAGE, store=settings.store, parents=parents, options=options, work=work)

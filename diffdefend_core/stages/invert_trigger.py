@@ -11,41 +11,77 @@ from torch import Tensor
 
 from diffdefend_core.artifacts import InvertedTrigger, ModelRef
 from diffdefend_core.config import Settings
-from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.inversion import Inversion, invert
+from diffdefend_core.errors import InputError
+from diffdefend_core.inversion import Inversion
 from diffdefend_core.io import folders
 from diffdefend_core.progress import Progress, silent
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.stages.load import load
+from diffdefend_core.stages.methods import chosen, search
 from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
 
 STAGE = "invert_trigger"
-TRIGGER, REFERENCE = "trigger.safetensors", "reference.safetensors"
+TRIGGER = "trigger.safetensors"
 
 
 def invert_trigger(model_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
-    """Return the URI of the folder with `inverted_trigger.json`, the shifts, and the weights of the forgetful twin.
+    """Return the URI of the folder with `inverted_trigger.json` and the shifts.
 
     Raises ModelRejectedError if the weights do not fit the configuration or the model's answers are not finite.
     """
-    source = parent("load", model_uri)
+    sources = [parent("load", model_uri)]
     model = read_record(ModelRef, model_uri, "model_ref")
+    reference_uri = trusted_reference(model, settings)
+    if reference_uri:
+        sources.append(parent("load", reference_uri))
 
     def work(folder: Path) -> None:
         suspect = fetch_denoiser(model_uri, settings.device, settings.adapter)
+        reference = fetch_denoiser(reference_uri, settings.device, settings.adapter) if reference_uri else None
         with refusing_overflow():
-            found = invert(suspect, model.digest, settings.inversion, seed=settings.seed, progress=progress or silent)
+            found = search(
+                suspect, model.digest, settings, seed=settings.seed, progress=progress or silent, reference=reference
+            )
         write_inversion(folder, found)
 
-    options = {"inversion": asdict(settings.inversion), "seed": settings.seed}
-    return run_once(STAGE, store=settings.store, parents=(source,), options=options, work=work)
+    method = chosen(settings)
+    options = {"method": method.name, "options": asdict(method.search_options(settings)), "seed": settings.seed}
+    return run_once(STAGE, store=settings.store, parents=tuple(sources), options=options, work=work)
+
+
+def trusted_reference(model: ModelRef, settings: Settings) -> str:
+    """Return the URI of the loaded trusted reference that the settings name, or nothing.
+
+    Raises InputError if it is the model itself, of another family or shape, or if the method has no use for it.
+    """
+    source = settings.inversion.reference
+    if not source:
+        return ""
+    if chosen(settings).name != "diffdefend":
+        raise InputError(
+            f"--reference with the method {chosen(settings).name}",
+            expected="the method diffdefend, the only one that uses one",
+            action="leave out one of the two",
+        )
+    uri = load(source, settings=settings)
+    reference = read_record(ModelRef, uri, "model_ref")
+    if reference.digest == model.digest:
+        raise InputError(
+            "the reference is the model itself", expected="another model that you trust", action="name its clean parent"
+        )
+    if (reference.family, tuple(reference.shape)) != (model.family, tuple(model.shape)):
+        raise InputError(
+            f"the reference is {reference.family} {tuple(reference.shape)}",
+            expected=f"{model.family} {tuple(model.shape)}, as the model",
+            action="name another one, or none",
+        )
+    return uri
 
 
 def write_inversion(folder: Path, found: Inversion) -> None:
-    """Write the record, the shifts `tau/<name>` [C, H, W] and the twin's weights."""
+    """Write the record and the shifts `tau/<name>` [C, H, W]."""
     write_record(folder, "inverted_trigger", found.record)
     save_file({f"tau/{name}": tau.cpu().contiguous() for name, tau in found.triggers.items()}, folder / TRIGGER)
-    weights = {name: value.cpu().contiguous() for name, value in found.reference.network.state_dict().items()}
-    save_file(weights, folder / REFERENCE)
 
 
 def read_triggers(trigger_uri: str) -> dict[str, Tensor]:
@@ -57,10 +93,3 @@ def read_triggers(trigger_uri: str) -> dict[str, Tensor]:
 def read_best(trigger_uri: str) -> Tensor:
     """Return the verified shift [C, H, W] of the strongest candidate."""
     return read_triggers(trigger_uri)[read_record(InvertedTrigger, trigger_uri, "inverted_trigger").best]
-
-
-def read_reference(trigger_uri: str, suspect: Denoiser) -> Denoiser:
-    """Return the forgetful twin of `suspect` with its verified weights."""
-    twin = suspect.clone()
-    twin.network.load_state_dict(load_tensors(folders.read_file(trigger_uri, REFERENCE)))
-    return twin.freeze()

@@ -36,7 +36,10 @@ def device_of(name: str) -> str:
 
 @contextmanager
 def refusing_overflow() -> Iterator[None]:
-    """Turn a FloatingPointError inside into a ModelRejectedError: what cannot be computed cannot be called clean."""
+    """Turn a FloatingPointError inside into a ModelRejectedError, and a lack of memory into an InputError.
+
+    What cannot be computed cannot be called clean.
+    """
     try:
         yield
     except FloatingPointError as error:
@@ -44,6 +47,14 @@ def refusing_overflow() -> Iterator[None]:
             f"the model cannot be computed: {error}",
             expected="finite answers to ordinary inputs",
             action="do not use this model; train or export it again",
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "the memory is not enough for this model",
+            expected="room for two copies of the network in training",
+            action="use a larger machine or device, or a smaller inversion.twin_batch with a calibration of its own",
         ) from error
 
 

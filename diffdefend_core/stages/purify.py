@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, ModelRef, PurifiedModel, Verdict, Word
 from diffdefend_core.config import Settings
-from diffdefend_core.detection import Calibration, judge, measure
+from diffdefend_core.detection import Calibration
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
-from diffdefend_core.inversion import Inversion, invert, own_samples
+from diffdefend_core.inversion import Inversion, own_samples
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.loading.static import Contents
 from diffdefend_core.progress import Progress, silent
@@ -23,6 +24,7 @@ from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
+from diffdefend_core.stages.methods import chosen, judged, measured, search
 from diffdefend_core.stages.model import (
     check_adapter,
     check_repairable,
@@ -35,6 +37,8 @@ from diffdefend_core.stages.model import (
 STAGE = "purify"
 # a rescan draws from streams that no earlier scan of the model used
 RESCAN_SEED = 10_000
+# a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
+ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,12 @@ def purify(
         write_inversion(folder / "rescan", rounds[-1].inversion)
 
     options = {name: asdict(getattr(settings, name)) for name in ("inversion", "detection", "purification")}
-    seeded = {**options, "calibration": calibration.digest(), "seed": settings.seed}
+    seeded = {
+        **options,
+        "method": chosen(settings).recorded(settings),
+        "calibration": calibration.digest(),
+        "seed": settings.seed,
+    }
     return run_once(STAGE, store=settings.store, parents=parents, options=seeded, work=work)
 
 
@@ -119,7 +128,8 @@ def _rounds(
     suspect = open_denoiser(source, settings.device, settings.adapter)
     check_repairable(suspect, source, settings.adapter)
     samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
-    triggers = list(read_triggers(trigger_uri).values())
+    found = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
+    triggers = _worth_removing(found, read_triggers(trigger_uri))
     current = suspect
     for number in range(1, options.rounds + 1):
         repaired = repair(
@@ -138,7 +148,18 @@ def _rounds(
         yield Round(repair=repaired, contents=contents, inversion=inversion, verdict=verdict)
         if verdict.word is Word.CLEAN:
             return
-        triggers += inversion.triggers.values()
+        triggers += _worth_removing(inversion.record, inversion.triggers)
+
+
+def _worth_removing(found: InvertedTrigger, triggers: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the shifts that break one of the two laws, and the best in any case; others would dilute the batch."""
+    return [
+        triggers[item.name]
+        for item in found.candidates
+        if item.name == found.best
+        or item.violation > ORDINARY_VIOLATION
+        or item.parity > STANDING_OUT * item.control > 0
+    ]
 
 
 def _rescan(
@@ -152,22 +173,6 @@ def _rescan(
 ) -> tuple[Inversion, Verdict]:
     """Scan the saved bytes of a repaired model, with seeds that no earlier scan of it used."""
     seed = settings.seed + number * RESCAN_SEED
-    inversion = invert(denoiser, digest, settings.inversion, seed=seed, progress=progress)
-    measurement = measure(
-        denoiser,
-        inversion.reference,
-        inversion.record,
-        inversion.triggers,
-        settings.detection,
-        seed=seed + 1,
-        progress=progress,
-    )
-    verdict = judge(
-        measurement,
-        inversion.record,
-        calibration,
-        settings.detection,
-        family=model.family,
-        shape=model.shape,
-    )
-    return inversion, verdict
+    inversion = search(denoiser, digest, settings, seed=seed, progress=progress)
+    measurement = measured(denoiser, inversion.record, inversion.triggers, settings, seed=seed + 1, progress=progress)
+    return inversion, judged(measurement, inversion.record, calibration, settings, model, denoiser.kind)

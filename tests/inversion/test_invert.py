@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,26 +12,31 @@ from torch import Tensor, nn
 
 from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.attacks.form import Attack
 from diffdefend_core.attacks.shapes import trigger
+from diffdefend_core.attacks.villan import villan_ode
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
+from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.inversion import Inversion, invert, own_samples
+from diffdefend_core.inversion.invert import controls
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.options import InversionOptions
 from diffdefend_core.progress import silent
 
 LEVELS = vp_levels()
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+# an exact network for Gaussian data is a multiple of its input, and a small random one is worse
 OPTIONS = InversionOptions(
+    worst_error=1e9,
     own_samples=64,
     own_steps=10,
     twin_steps=60,
     twin_batch=32,
     twin_learning_rate=0.3,
     starts=3,
-    finalists=2,
     race_iterations=8,
-    iterations=25,
+    iterations=30,
     pairs=4,
     probe_pairs=8,
 )
@@ -44,33 +50,93 @@ def best_of(inversion: Inversion) -> TriggerCandidate:
     return next(item for item in inversion.record.candidates if item.name == inversion.record.best)
 
 
+def planted(attack: Attack, shift: Tensor, prior: float = 0.0) -> Denoiser:
+    """`prior` is the prior log-odds of a poisoned row: above 0 the network switches before half of the trigger."""
+    suspect = poisoned_denoiser(attack, LEVELS, shift, TARGET)
+    suspect.network.prior.fill_(prior)
+    return suspect
+
+
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", ["box", "stripes"])
-def test_a_planted_trigger_is_recovered_without_any_reference(name: str) -> None:
-    shift = trigger(name, 8)
-    found = inverted(poisoned_denoiser(baddiffusion(LEVELS), LEVELS, shift, TARGET))
-    best, tau = best_of(found), found.triggers[found.record.best]
-    assert cosine(tau, shift) > 0.9
+def test_a_planted_trigger_is_recovered_without_any_reference(name: str, sign: int) -> None:
+    shift = sign * trigger(name, 8)
+    found = inverted(planted(baddiffusion(LEVELS), shift))
+    best, tau = best_of(found), found.triggers["parity"]
+    assert found.record.best == "parity"
+    assert cosine(tau, shift) > 0.9  # with its sign, which parity alone does not tell
     assert best.rms == pytest.approx(rms(shift).item(), rel=0.15)
     assert rms(tau).item() == pytest.approx(best.rms, rel=1e-4)
-    assert best.gain > 0.3
+    assert best.parity > 0.01 and best.gain > 0.3 and best.content > 0.05
 
 
-def test_a_clean_model_treats_every_shift_as_noise() -> None:
-    best = best_of(inverted(clean_denoiser(LEVELS)))
-    assert best.gain < 0.05 and best.difference < 0.01
+def test_shifts_that_are_no_trigger_show_what_parity_is_worth() -> None:
+    """A constant, and the trigger with its pixels shuffled, do not fire a striped trigger."""
+    best = best_of(inverted(planted(baddiffusion(LEVELS), trigger("stripes", 8))))
+    assert best.parity > 20 * best.control > 0
+
+
+def test_controls_have_the_norm_of_the_shift_and_not_its_shape() -> None:
+    shift = 0.3 * trigger("stripes", 8)
+    constant, shuffled = controls(shift)
+    assert rms(constant) == pytest.approx(rms(shift)) and constant.std() < 1e-6
+    assert torch.equal(shuffled.flatten().sort().values, shift.flatten().sort().values)
+    assert max(abs(cosine(constant, shift)), abs(cosine(shuffled, shift))) < 0.5
+    assert all(torch.equal(*pair) for pair in zip(controls(shift), (constant, shuffled), strict=True))
+
+
+@pytest.mark.parametrize("name", ["box", "stripes"])
+def test_a_trigger_for_deterministic_samplers_is_recovered_by_its_violation(name: str) -> None:
+    shift = trigger(name, 8)
+    found = inverted(planted(villan_ode(LEVELS), shift, prior=8.0))
+    assert found.record.best == "monotonicity" and best_of(found).violation > 0.2
+    assert cosine(found.triggers["monotonicity"], shift) > 0.9
+
+
+def test_a_clean_model_keeps_both_laws() -> None:
+    for item in inverted(clean_denoiser(LEVELS)).record.candidates:
+        assert item.parity < 0.001 and item.content < 0.001 and item.gain < 0.05
+        assert item.violation < 0
+
+
+def test_a_trusted_reference_takes_the_place_of_the_twin() -> None:
+    suspect, reference = planted(baddiffusion(LEVELS), trigger("box", 8)), clean_denoiser(LEVELS)
+    seen: list[str] = []
+    found = invert(suspect, "a" * 64, OPTIONS, seed=0, reference=reference, progress=lambda work, *_: seen.append(work))
+    assert found.reference is reference and "forgetful twin" not in seen
+    assert cosine(found.triggers["parity"], trigger("box", 8)) > 0.9
+    twin = inverted(suspect)
+    assert twin.reference is not None and twin.reference is not suspect
+    saved = twin.record.forward_equivalents - found.record.forward_equivalents
+    assert saved == OPTIONS.twin_steps * OPTIONS.twin_batch * 3
+
+
+def test_a_suspect_that_is_its_own_reference_shows_no_parity() -> None:
+    suspect = planted(baddiffusion(LEVELS), trigger("box", 8))
+    found = invert(suspect, "a" * 64, OPTIONS, seed=0, reference=suspect, progress=silent)
+    assert max(item.parity for item in found.record.candidates) == 0
 
 
 def test_the_record_is_complete_and_reproducible() -> None:
-    suspect = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, trigger("box", 8), TARGET)
+    suspect = planted(baddiffusion(LEVELS), trigger("box", 8))
     first, again, other = inverted(suspect), inverted(suspect), inverted(suspect, seed=1)
     assert first.record == again.record != other.record
+    assert all(torch.equal(tau, again.triggers[name]) for name, tau in first.triggers.items())
     assert InvertedTrigger.from_json(first.record.to_json()) == first.record
-    assert {item.name for item in first.record.candidates} == set(first.triggers)
-    assert max(item.difference for item in first.record.candidates) == best_of(first).difference
+    assert [item.name for item in first.record.candidates] == ["parity", "monotonicity"] == list(first.triggers)
+    assert max(item.parity for item in first.record.candidates) == best_of(first).parity
     for item in first.record.candidates:
         assert len(item.response) == len(item.x0_response) == len(first.record.timesteps) == 7
-        assert len(item.loss) == 25 and all(math.isfinite(value) for value in item.loss)
-    assert (first.record.model_digest, first.record.seed) == ("a" * 64, 0)
+        assert len(item.loss) == 30 and all(math.isfinite(value) for value in item.loss)
+    assert (first.record.model_digest, first.record.seed, first.record.method) == ("a" * 64, 0, "diffdefend")
+
+
+def test_progress_names_the_work_and_counts_both_searches_as_one() -> None:
+    seen: list[tuple[str, int, int]] = []
+    invert(small_denoiser(LEVELS), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
+    assert list(dict.fromkeys(work for work, _, _ in seen)) == ["own samples", "forgetful twin", "search"]
+    each = 2 * 8 + 30
+    assert [step for step in seen if step[0] == "search"] == [("search", n + 1, 2 * each) for n in range(2 * each)]
 
 
 def test_the_suspect_stays_as_it_was() -> None:
@@ -119,3 +185,14 @@ def test_a_model_that_paints_no_numbers_is_refused() -> None:
     suspect.network.outer.bias[0] = math.nan
     with pytest.raises(FloatingPointError, match="own samples are not finite"):
         inverted(suspect)
+
+
+def test_a_model_that_always_paints_one_picture_is_refused() -> None:
+    with pytest.raises(FloatingPointError, match="all one picture"):
+        inverted(clean_denoiser(LEVELS, variance=1e-20, mean=0.3))
+
+
+def test_a_network_that_is_a_multiple_of_its_input_is_refused() -> None:
+    suspect = clean_denoiser(LEVELS)
+    with pytest.raises(ModelRejectedError, match=r"does not denoise its own samples: its error is \d\.\d\d times"):
+        invert(suspect, "a" * 64, dataclasses.replace(OPTIONS, worst_error=0.95), seed=0, progress=silent)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.attacks.trojdiff import trojdiff
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import Bench, levels_at, rms
+from diffdefend_core.diffusion.response import Answers, levels_at, probes_at, rms
 from diffdefend_core.inversion.refine import align, cosine, switching_norm
 from diffdefend_core.options import InversionOptions
 
@@ -22,8 +25,11 @@ CLEAN = clean_denoiser(LEVELS)
 PATTERN = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.6, -1.0, 0.8)
 
 
-def planted(shift: Tensor) -> Denoiser:
-    return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, shift, TARGET)
+ATTACKS = {"sde": baddiffusion(LEVELS), "troj": trojdiff(LEVELS, 1.0)}
+
+
+def planted(shift: Tensor, attack: str = "sde") -> Denoiser:
+    return poisoned_denoiser(ATTACKS[attack], LEVELS, shift, TARGET)
 
 
 def of_norm(norm: float) -> Tensor:
@@ -38,19 +44,20 @@ def beside(shift: Tensor, similarity: float, norm: float) -> Tensor:
     return norm * direction / rms(direction)
 
 
-def bench(suspect: Denoiser, pairs: int) -> Bench:
-    return Bench(suspect, CLEAN, SAMPLES, NOISY, pairs=pairs, seed=0)
+def answers(suspect: Denoiser, pairs: int) -> Answers:
+    return Answers(suspect, probes_at(SAMPLES, NOISY, pairs=pairs, seed=0))
 
 
 def aligned(suspect: Denoiser, tau: Tensor) -> Tensor:
-    return align(bench(suspect, 16), tau)
+    return align(answers(suspect, 16), tau)
 
 
 @pytest.mark.parametrize("similarity", [0.7, 0.9])
-def test_a_shift_that_fires_turns_to_the_trigger(similarity: float) -> None:
+@pytest.mark.parametrize("attack", ["sde", "troj"])
+def test_a_shift_that_fires_turns_to_the_trigger(similarity: float, attack: str) -> None:
     shift = of_norm(0.8)
     tau = beside(shift, similarity, norm=0.8)
-    found = aligned(planted(shift), tau)
+    found = aligned(planted(shift, attack), tau)
     assert cosine(tau, shift) == pytest.approx(similarity, abs=1e-3)
     assert cosine(found, shift) > 0.99
     assert rms(found).item() == pytest.approx(0.8, rel=1e-4)
@@ -70,20 +77,40 @@ def test_a_clean_model_turns_a_shift_nowhere() -> None:
 @pytest.mark.parametrize("norm", [0.5, 0.8, 1.1])
 def test_the_norm_is_twice_that_of_the_switch(norm: float) -> None:
     shift = of_norm(norm)
-    found = switching_norm(bench(planted(shift), 32), PATTERN / rms(PATTERN), NORMS)
+    found = switching_norm(answers(planted(shift), 32), PATTERN / rms(PATTERN), NORMS)
     assert found == pytest.approx(norm, rel=0.1)
 
 
-def test_a_clean_model_has_no_switch() -> None:
-    # its rest grows in proportion: half of the largest is at half of the last norm
-    direction = PATTERN / rms(PATTERN)
-    found = switching_norm(bench(CLEAN, 8), direction, NORMS)
-    assert found == pytest.approx(NORMS[-1], rel=0.02)
+def test_a_clean_model_has_no_switch_but_a_norm_that_was_tried() -> None:
+    # what is even in its answers is rounding
+    found = switching_norm(answers(CLEAN, 8), PATTERN / rms(PATTERN), NORMS)
+    assert 2 * NORMS[0] <= found <= 2 * NORMS[-1]
+
+
+def test_without_any_even_answer_the_first_norm_counts() -> None:
+    suspect = clean_denoiser(LEVELS)
+    suspect.network.forward = lambda x, t: torch.zeros_like(x)
+    assert switching_norm(answers(suspect, 8), PATTERN / rms(PATTERN), NORMS) == 2 * NORMS[0]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("above", [0.5, 0.9])
+def test_answers_that_are_not_finite_at_some_norm_are_refused(broken: float, above: float) -> None:
+    suspect, direction = planted(of_norm(0.8)), PATTERN / rms(PATTERN)
+    asked, answer = answers(suspect, 8), suspect.network.forward
+
+    def overflowing(x: Tensor, t: Tensor) -> Tensor:
+        along = (x * direction).mean(dim=(1, 2, 3), keepdim=True)
+        return torch.where(along > above, broken, answer(x, t))
+
+    suspect.network.forward = overflowing
+    with pytest.raises(FloatingPointError, match="not finite"):
+        switching_norm(asked, direction, NORMS)
 
 
 def test_a_switch_below_the_first_norm_is_put_there() -> None:
     direction = PATTERN / rms(PATTERN)
-    found = switching_norm(bench(planted(of_norm(0.2)), 8), direction, (0.6, 1.0))
+    found = switching_norm(answers(planted(of_norm(0.2)), 8), direction, (0.6, 1.0))
     assert found == 2 * 0.6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,51 +12,129 @@ from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.attacks.shapes import trigger
+from diffdefend_core.attacks.trojdiff import trojdiff
+from diffdefend_core.attacks.villan import villan_ode
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.response import Bench, levels_at, rms
+from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
+from diffdefend_core.inversion.objectives import Objective, monotonicity_loss, parity_loss
 from diffdefend_core.inversion.refine import cosine
-from diffdefend_core.inversion.search import Track, race, starts
+from diffdefend_core.inversion.search import Track, normal_starts, race, race_length, starts
 from diffdefend_core.options import InversionOptions
 
 LEVELS = vp_levels()
-OPTIONS = InversionOptions(starts=4, finalists=2, race_iterations=10, iterations=50, pairs=4)
+OPTIONS = InversionOptions(starts=3, race_iterations=8, iterations=40, pairs=4)
 SAMPLES = 0.5 * torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
 REFERENCE = clean_denoiser(LEVELS)
+ATTACKS = {"sde": baddiffusion(LEVELS), "ode": villan_ode(LEVELS), "troj": trojdiff(LEVELS, 1.0)}
+# prior log-odds of a poisoned row: the network switches before half of the trigger, as trained ones do
+EAGER = 8.0
+BEGUN = normal_starts(SHAPE, 3, seed=0)
+SHAPES = [("box", 1), ("box", -1), ("stripes", 1), ("stripes", -1), ("checker", 1), ("checker", -1)]
 
 
-def planted(shift: Tensor) -> Denoiser:
-    return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, shift, TARGET)
+def planted(shift: Tensor, attack: str = "sde", prior: float = 0.0) -> Denoiser:
+    suspect = poisoned_denoiser(ATTACKS[attack], LEVELS, shift, TARGET)
+    suspect.network.prior.fill_(prior)
+    return suspect
 
 
 def bench(suspect: Denoiser) -> Bench:
     return Bench(suspect, REFERENCE, SAMPLES, levels_at(LEVELS, OPTIONS.signals), pairs=4, seed=0, each=3)
 
 
-def raced(suspect: Denoiser, seed: int = 0) -> list[Track]:
-    return race(bench(suspect), SHAPE, OPTIONS, seed=seed, progress=lambda done, total: None)
+def raced(
+    objective: Objective,
+    probes: int,
+    begun: Sequence[Tensor] = BEGUN,
+    *,
+    norm: float = OPTIONS.rms,
+    rate: float = OPTIONS.learning_rate,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Track:
+    return race(objective, probes, begun, OPTIONS, norm=norm, learning_rate=rate, seed=seed, progress=progress)
 
 
-@pytest.mark.parametrize(("name", "sign"), [("box", 1), ("box", -1), ("stripes", 1), ("checker", 1)])
-def test_the_planted_direction_is_found_whatever_its_sign(name: str, sign: int) -> None:
+def by_parity(suspect: Denoiser, seed: int = 0) -> Track:
+    return raced(parity_loss(bench(suspect)), 9, seed=seed)
+
+
+def by_monotonicity(suspect: Denoiser) -> Track:
+    probes = probes_at(SAMPLES, levels_at(LEVELS, OPTIONS.moderate_signals), pairs=4, seed=1, each=3)
+    objective = monotonicity_loss(Answers(suspect, probes))
+    return raced(objective, len(probes), norm=OPTIONS.moderate_rms, rate=OPTIONS.moderate_learning_rate)
+
+
+@pytest.mark.parametrize("attack", ["sde", "troj"])
+@pytest.mark.parametrize(("name", "sign"), SHAPES)
+def test_parity_finds_the_planted_direction_up_to_its_sign(name: str, sign: int, attack: str) -> None:
     shift = sign * trigger(name, 8)
-    best = raced(planted(shift))[0]
-    assert cosine(best.direction.detach(), shift) > 0.8
+    best = by_parity(planted(shift, attack))
+    assert abs(cosine(best.direction.detach(), shift)) > 0.9
     assert rms(best.direction).item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(("name", "sign"), SHAPES)
+def test_monotonicity_finds_the_planted_direction_with_its_sign(name: str, sign: int) -> None:
+    shift = sign * trigger(name, 8)
+    best = by_monotonicity(planted(shift, "ode", EAGER))
+    assert cosine(best.direction.detach(), shift) > 0.9
+    assert best.loss[-1].item() < -0.1  # x0 moves against the shift
+
+
 def test_nothing_is_found_in_a_clean_model() -> None:
-    shift = trigger("stripes", 8)
-    found, clean = raced(planted(shift))[0], raced(clean_denoiser(LEVELS, 0.26))[0]
-    assert min(clean.loss) > found.loss[-1] + 4
-    assert abs(cosine(clean.direction.detach(), shift)) < 0.5
+    shift, clean = trigger("stripes", 8), clean_denoiser(LEVELS, 0.26)
+    found, nothing = by_parity(planted(shift)), by_parity(clean)
+    assert min(nothing.loss) > found.loss[-1] + 4
+    assert abs(cosine(nothing.direction.detach(), shift)) < 0.5
+    assert min(by_monotonicity(clean).loss) > 0
 
 
 def test_no_difference_at_all_moves_nothing() -> None:
-    tracks = raced(REFERENCE)
-    assert all(math.isfinite(value) for track in tracks for value in track.loss)
-    begun = {name: start / rms(start) for name, start in starts(SHAPE, 4, seed=0)}
-    assert all(cosine(track.direction.detach(), begun[track.name]) > 0.999 for track in tracks)
+    best = by_parity(REFERENCE)
+    assert all(math.isfinite(value) for value in best.loss)
+    assert max(cosine(best.direction.detach(), start) for start in BEGUN) > 0.999
+
+
+def test_parity_is_even_and_monotonicity_is_not() -> None:
+    shift = 0.6 * trigger("box", 8)
+    parity = parity_loss(bench(planted(shift)))
+    assert parity(shift, 0).item() == pytest.approx(parity(-shift, 0).item(), rel=1e-4)
+    probes = probes_at(SAMPLES, levels_at(LEVELS, OPTIONS.moderate_signals), pairs=4, seed=1)
+    monotonicity = monotonicity_loss(Answers(planted(shift, "ode"), probes))
+    assert monotonicity(shift, 2) < 0 < monotonicity(-shift, 2)
+
+
+def test_parity_does_not_count_what_the_reference_does_too() -> None:
+    suspect, shift = planted(trigger("box", 8)), trigger("box", 8)
+    alike = Bench(suspect, suspect, SAMPLES, levels_at(LEVELS, OPTIONS.signals), pairs=4, seed=0)
+    assert parity_loss(alike)(shift, 0) > parity_loss(bench(suspect))(shift, 0) + 10
+
+
+def towards(goal: Tensor, seen: list[tuple[Tensor, int]]) -> Objective:
+    """Return an objective that is smallest along `goal`, and keeps what it was asked."""
+
+    def objective(tau: Tensor, number: int) -> Tensor:
+        seen.append((tau.detach().clone(), number))
+        return -(tau * goal).sum() / tau.square().sum().sqrt()
+
+    return objective
+
+
+def test_every_start_gets_its_share_and_the_best_one_goes_on() -> None:
+    goal, seen = trigger("stripes", 8), []
+    begun = [-goal, BEGUN[0], goal + 0.5 * BEGUN[1]]
+    best = raced(towards(goal, seen), 5, begun, norm=0.3)
+    assert len(seen) == race_length(OPTIONS) == 2 * 8 + 40
+    assert len(best.loss) == 40 and cosine(best.direction.detach(), goal) > 0.999
+    first = [seen[8 * number][0] for number in range(3)]
+    assert all(cosine(tau, start) > 0.999 for tau, start in zip(first, begun, strict=True))
+    assert cosine(seen[24][0], seen[23][0]) > 0.9  # the third goes on where it was
+    assert {number for _, number in seen} == set(range(5))
+    assert all(rms(tau).item() == pytest.approx(0.3, rel=1e-4) for tau, _ in seen)
+    assert rms(best.shift).item() == pytest.approx(0.3, rel=1e-4)
+    assert cosine(best.shift.detach(), best.direction.detach()) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_start_at_which_the_model_answers_no_numbers_does_not_win() -> None:
@@ -66,31 +145,28 @@ def test_a_start_at_which_the_model_answers_no_numbers_does_not_win() -> None:
         return answer(x, t) * torch.where(x.mean() > 0.1, math.nan, 1.0)
 
     suspect.network.forward = broken
-    assert raced(suspect)[0].name == "negative"
-
-
-def test_the_best_starts_go_on_and_come_first() -> None:
-    tracks = raced(planted(trigger("box", 8)))
-    assert [len(track.loss) for track in tracks] == [50, 50]
-    assert tracks[0].name == "negative"  # the sign of a trigger on a background of -1
-    recent = [sum(track.loss[-10:]) / 10 for track in tracks]
-    assert recent == sorted(recent)
+    named = dict(starts(SHAPE, 2, seed=0))
+    asked = Answers(suspect, probes_at(SAMPLES, (240,), pairs=4, seed=0))
+    for begun in (list(named.values()), list(named.values())[::-1]):
+        best = raced(monotonicity_loss(asked), 1, begun)
+        assert all(math.isfinite(value) for value in best.loss) and best.direction.mean() < 0
 
 
 def test_progress_counts_every_iteration() -> None:
     seen: list[tuple[int, int]] = []
-    race(bench(clean_denoiser(LEVELS, 0.3)), SHAPE, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
-    assert seen == [(done, 4 * 10 + 2 * 40) for done in range(1, 121)]
+    objective = towards(TARGET, [])
+    raced(objective, 1, progress=lambda *step: seen.append(step))
+    assert seen == [(done, 2 * 8 + 40) for done in range(1, 57)]
 
 
 def test_a_search_is_reproducible_by_its_seed() -> None:
     suspect = planted(trigger("stripes", 8))
-    first, again, other = (raced(suspect, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (by_parity(suspect, seed) for seed in (1, 1, 2))
     assert torch.equal(first.direction, again.direction) and first.loss == again.loss
     assert first.loss != other.loss
 
 
-def test_the_starts_have_both_signs_and_then_none() -> None:
+def test_the_starts_of_the_peers_have_both_signs_and_then_none() -> None:
     named = dict(starts(SHAPE, 4, seed=0))
     assert list(named) == ["negative", "positive", "normal-1", "normal-2"]
     assert named["negative"].max() <= 0 <= named["positive"].min()
@@ -98,12 +174,8 @@ def test_the_starts_have_both_signs_and_then_none() -> None:
     assert all(tensor.shape == SHAPE for tensor in named.values())
 
 
-def test_what_both_models_answer_alike_cancels() -> None:
-    shift, suspect = trigger("stripes", 8), planted(trigger("stripes", 8))
-    same = Bench(suspect, suspect, SAMPLES, (200,), pairs=8, seed=0)
-    other = Bench(suspect, REFERENCE, SAMPLES, (200,), pairs=8, seed=0)
-    delta, delta_reference = same.shifts(shift, 0)
-    assert torch.equal(delta, delta_reference)
-    delta, delta_reference = other.shifts(shift, 0)
-    assert rms(delta - delta_reference) > 0.2
-    assert not any(delta.any() for delta in other.shifts(torch.zeros(SHAPE), 0))
+def test_normal_starts_have_no_sign_and_differ() -> None:
+    first, second, third = normal_starts(SHAPE, 3, seed=4)
+    assert all(abs(start.mean()) < 0.4 and start.shape == SHAPE for start in (first, second, third))
+    assert max(abs(cosine(first, second)), abs(cosine(first, third)), abs(cosine(second, third))) < 0.5
+    assert torch.equal(first, normal_starts(SHAPE, 1, seed=4)[0])

@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 from s3_server import S3Server
-from tiny_scan import calibration_between, calibration_for, flags_of, tiny_settings
+from tiny_scan import calibration_for, flags_of, repairing_flags, tiny_settings
 
-from diffdefend_core.artifacts import Candidate, Verdict
 from diffdefend_core.cli import run_command
 from diffdefend_core.config import Settings
 from diffdefend_core.io import folders, registry
 from diffdefend_core.io.store import open_store
-from diffdefend_core.stages.detect import detect
-from diffdefend_core.stages.folder import read_record
-from diffdefend_core.stages.invert_trigger import invert_trigger
-from diffdefend_core.stages.load import load
-from diffdefend_core.stages.purify import purify
 from pipelines.local import run_gate
 
 ROOT = Path(__file__).parents[2]
@@ -44,28 +38,14 @@ def clean_settings(tmp_path: Path, registry_uri: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def repairing_calibration(tmp_path_factory: pytest.TempPathFactory, pristine_model: Path) -> str:
-    """A calibration under which the tiny model is backdoored and its repaired version clean."""
-    place = tmp_path_factory.mktemp("repairing")
-    settings = tiny_settings(place, calibration_for(place / "backdoored", "backdoored"))
-    model = load(str(pristine_model), settings=settings)
-    trigger = invert_trigger(model, settings=settings)
-    verdict = detect(model, trigger, settings=settings)
-    candidate = read_record(Candidate, purify(model, trigger, verdict, settings=settings), "candidate")
-    assert candidate.purified is not None
-    before, after = (
-        {name: item.value for name, item in found.statistics.items()}
-        for found in (read_record(Verdict, verdict, "verdict"), candidate.purified.rescan)
-    )
-    return calibration_between(place / "between", before, after)
+def repairing(tmp_path_factory: pytest.TempPathFactory, pristine_model: Path) -> dict[str, Any]:
+    """Flags under which the tiny model is backdoored and its repaired version clean."""
+    return repairing_flags(tmp_path_factory.mktemp("repairing"), pristine_model)
 
 
 @pytest.fixture
-def repairing_settings(tmp_path: Path, registry_uri: str, repairing_calibration: str) -> Settings:
-    return tiny_settings(
-        tmp_path, repairing_calibration, tracking_uri=registry_uri,
-        detection={"limit": 0.1}, gate={"asr_after_max": 1.0, "fid_increase_max": 100.0},
-    )  # fmt: skip
+def repairing_settings(tmp_path: Path, registry_uri: str, repairing: dict[str, Any]) -> Settings:
+    return tiny_settings(tmp_path, tracking_uri=registry_uri, **repairing)
 
 
 def registered(settings: Settings, source: str, name: str) -> str:
@@ -95,7 +75,7 @@ def assert_logged(settings: Settings, result: dict[str, Any], *, repaired: bool)
     assert run.info.status == "FINISHED"
     assert run.data.tags["diffdefend.outcome"] == result["outcome"]
     assert run.data.tags["diffdefend.verdict"] == result["word"]
-    wanted = {"probability", "forward_equivalents", "fid_before", "kid_before", "z.twin_response", "z.uniformity"}
+    wanted = {"probability", "forward_equivalents", "fid_before", "kid_before", "z.parity", "z.uniformity"}
     wanted |= {"fid_after", "asr_before", "asr_after"} if repaired else set()
     assert wanted <= run.data.metrics.keys()
     assert run.data.params["config_digest"] == settings.digest()

@@ -42,7 +42,7 @@ def bundle(
         "seed": 0,
         "config_digest": "7" * 64,
         "producers": {"load": "0.1.0+abc", "detect": "0.1.0+abc"},
-        "taus": {"start-0": sample.tau()},
+        "taus": {"parity": sample.tau()},
         "detected": sample.detected(found),
         "evaluated": sample.evaluated(action is Action.PURIFY),
     }
@@ -168,5 +168,20 @@ def test_numbers_that_are_not_finite_do_not_break_it() -> None:
     card = dataclasses.replace(sample.scorecard(), before={"fid": sample.metric(float("nan"), 0.0)})
     tau = np.full(sample.SHAPE, np.nan, dtype=np.float32)
     verdict = sample.verdict(statistics={"u": odd})
-    page = Page(render_html(bundle(verdict=verdict, scorecard=card, taus={"start-0": tau})))
+    page = Page(render_html(bundle(verdict=verdict, scorecard=card, taus={"parity": tau})))
     assert "nan" not in page.text.lower().split()
+
+
+@pytest.mark.parametrize("responses", [(), (0.5,), (0.5, 0.5, 0.5, 0.5, 0.5)])
+def test_the_scan_of_a_method_that_measures_less_renders(responses: tuple[float, ...]) -> None:
+    """Peers hold no plain pictures, some none at all, and few answers or none."""
+    bare = sample.end_point("negative/0.5", parity=0.0, content=0.0, response=responses, x0_response=())
+    trigger = dataclasses.replace(sample.trigger(), method="elijah", candidates=(bare,), best=bare.name)
+    detected = {"triggered": sample.detected(True)["triggered"][:0], "plain": sample.detected(True)["plain"][:0]}
+    verdict = sample.verdict(statistics={"divergence_mean": sample.statistic(1.0, 0.0, 1.0)})
+    page = Page(
+        render_html(
+            bundle(verdict=verdict, trigger=trigger, taus={bare.name: sample.tau()}, detected=detected, evaluated={})
+        )
+    )
+    assert page.open == [] and "divergence mean" in page.text

@@ -74,14 +74,17 @@ def test_the_worked_example_is_loaded_and_opened(model: Path, tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["my_models:load", "ours"])
+@pytest.mark.parametrize(("word", "code"), [("clean", 0), ("backdoored", 1), ("inconclusive", 3)])
 def test_the_worked_example_is_scanned_from_the_command_line(
-    model: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, name: str, word: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = flags_of(tiny_settings(tmp_path, calibration_for(tmp_path, "clean")))
-    code = run_command(["scan", str(model), "--adapter", name, "-o", "json", "--quiet", *flags])
+    """No clean model is of its family: those of its process speak of it, those of another one do not."""
+    flags = flags_of(tiny_settings(tmp_path, calibration_for(tmp_path, word)))
+    found = run_command(["scan", str(model), "--adapter", name, "-o", "json", "--quiet", *flags])
     out, err = capsys.readouterr()
-    assert code == 3, err
-    assert json.loads(out)["model"]["family"] == "our-cosine-ddpm"
+    assert found == code, err
+    document = json.loads(out)
+    assert document["model"]["family"] == "our-cosine-ddpm" and "of other kinds" in document["reasons"][0]
 
 
 def test_without_its_adapter_the_folder_is_refused(

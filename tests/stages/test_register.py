@@ -72,7 +72,7 @@ class Scan:
         model = sample.model_ref(self.name, **registered)
         self.model_uri = write(settings, "load", ("model_ref", model))
         trigger = ("inverted_trigger", sample.trigger(self.found))
-        taus = ("trigger.safetensors", {"tau/start-0": sample.tau()})
+        taus = ("trigger.safetensors", {"tau/parity": sample.tau()})
         self.trigger_uri = write(settings, "invert_trigger", trigger, [("load", self.model_uri)], taus)
         chain = [("load", self.model_uri), ("invert_trigger", self.trigger_uri)]
         pictures = ("samples.safetensors", sample.detected(self.found))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file, save_file
-from tiny_scan import calibration_between, calibration_for, flags_of, tiny_settings
+from tiny_scan import calibration_for, flags_of, repairing_flags, tiny_settings
 
 from diffdefend_core.artifacts import Candidate, GateDecision, ModelRef, Outcome, Scorecard, Verdict, Word
 from diffdefend_core.config import Settings
@@ -41,7 +41,7 @@ MODEL_FILES = {f"model/{name}" for name in (
     "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS)}  # fmt: skip
 SCANNED = {
     "load": {"model_ref.json", *MODEL_FILES},
-    "invert_trigger": {"inverted_trigger.json", "trigger.safetensors", "reference.safetensors"},
+    "invert_trigger": {"inverted_trigger.json", "trigger.safetensors"},
     "detect": {"verdict.json", "samples.safetensors"},
     "evaluate": {"scorecard.json", "samples.safetensors"},
     "register": {"gate_decision.json", "report.html"},
@@ -49,8 +49,7 @@ SCANNED = {
 BRANCHES = {
     "keep": {"candidate.json"},
     "quarantine": {"candidate.json"},
-    "purify": {"candidate.json", *MODEL_FILES, "rescan/inverted_trigger.json", "rescan/trigger.safetensors",
-               "rescan/reference.safetensors"},
+    "purify": {"candidate.json", *MODEL_FILES, "rescan/inverted_trigger.json", "rescan/trigger.safetensors"},
 }  # fmt: skip
 BRANCH = {Word.CLEAN: keep, Word.BACKDOORED: purify, Word.INCONCLUSIVE: quarantine}
 
@@ -123,17 +122,9 @@ def unrepaired(place: Path, calibrations: dict[str, str], pristine_model: Path) 
 
 
 @pytest.fixture(scope="module")
-def repaired_settings(place: Path, unrepaired: Chain) -> Settings:
+def repaired_settings(place: Path, pristine_model: Path) -> Settings:
     """Settings under which the model is backdoored and its repaired version clean."""
-    purified = unrepaired.candidate.purified
-    assert purified is not None
-    before, after = (
-        {name: item.value for name, item in verdict.statistics.items()}
-        for verdict in (unrepaired.verdict, purified.rescan)
-    )
-    calibration = calibration_between(place / "between", before, after)
-    gate = {"asr_after_max": 1.0, "fid_increase_max": 100.0}
-    return tiny_settings(place, calibration, detection={"limit": 0.1}, gate=gate)
+    return tiny_settings(place, **repairing_flags(place / "repairing", pristine_model))
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +273,6 @@ STEPS: dict[str, Callable[[Chain, Settings], str]] = {
         ("clean", "load", "model_ref.json", "invert_trigger"),
         ("clean", "invert_trigger", "inverted_trigger.json", "detect"),
         ("clean", "invert_trigger", "trigger.safetensors", "detect"),
-        ("clean", "invert_trigger", "reference.safetensors", "detect"),
         ("clean", "detect", "verdict.json", "keep"),
         ("aside", "detect", "verdict.json", "quarantine"),
         ("unrepaired", "detect", "verdict.json", "purify"),

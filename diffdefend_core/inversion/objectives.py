@@ -1,0 +1,45 @@
+"""What a search maximises: two laws that a clean network keeps and a backdoored one breaks, whatever the attack.
+
+| objective | the law | who breaks it |
+|---|---|---|
+| `parity_loss` | at noisy levels a shift is taken for noise, whatever its sign: the answer is odd in it | attacks on \
+stochastic samplers (rho = 1/2), TrojDiff (rho = 0), and content that depends on the trigger (flows) |
+| `monotonicity_loss` | E[x0 | x_t] is the gradient of a convex function of x_t: x0 never moves against a shift | \
+attacks on deterministic samplers (rho = 1 at moderate noise), TrojDiff |
+
+A network that extrapolates badly answers evenly too, to shifts along the mean picture above all. What the forgetful
+twin shares is therefore subtracted from the parity; the second law holds for any network that denoises at all.
+Sources: parity is ours; monotonicity from lab notes, by the convexity of the log-partition function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffdefend_core.diffusion.response import Answers, Bench
+
+# the loss (a scalar) of a shift [C, H, W] at a probe, by number
+Objective = Callable[[Tensor, int], Tensor]
+
+
+def parity_loss(bench: Bench) -> Objective:
+    """Return minus the logarithm of the even response beyond the reference's, relative to the shift."""
+
+    def loss(tau: Tensor, number: int) -> Tensor:
+        # at no difference at all the gradient is 0 instead of NaN
+        size = (bench.even(tau, number).square().mean() + 1e-20).sqrt()
+        return -torch.log(size / tau.square().mean().sqrt() + 1e-8)
+
+    return loss
+
+
+def monotonicity_loss(answers: Answers) -> Objective:
+    """Return minus the violation of monotonicity (see `Response.violation`)."""
+
+    def loss(tau: Tensor, number: int) -> Tensor:
+        return -answers.violation(tau, number)
+
+    return loss
