@@ -1,0 +1,220 @@
+"""What the search of a scan takes on a GPU, for a network of the size of latent diffusion on faces.
+
+    python -m benchmarks.gpu_scan [--amp] [--channels-last] [--compile] [--tiny]
+
+A UNet2DModel with random weights, 1000 levels of the scaled-linear schedule and latents of 3x64x64 is searched with the
+default options, in float32 and beside it with what the flags name. Prints a Markdown table and writes
+`benchmarks/results/gpu_scan.json`. Without a GPU nothing is measured, unless `--tiny` asks for a tiny network on the
+CPU, which writes nothing.
+
+TFLOP/s is the arithmetic of one forward pass times the counted evaluations, over the seconds. It is an upper bound:
+forward and backward count as 3 forward passes, but where only the input needs a gradient there is less to compute; the
+table says how much. Seconds include the compilation, which is done anew for batches of another size and for the twin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peak import peak_megabytes
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.families.ldm import LatentDiffusion
+from diffdefend_core.diffusion.levels import Levels, alphas_cumprod
+from diffdefend_core.inversion import invert
+from diffdefend_core.loading.networks import CLASSES, UNet
+from diffdefend_core.options import InversionOptions
+from diffdefend_core.progress import Progress, reporting, silent
+
+RESULTS = Path(__file__).parent / "results" / "gpu_scan.json"
+LEVELS, BETAS = 1000, (0.0015, 0.0195)
+LARGE: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 32,
+}
+TINY: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+# random weights denoise nothing, which is refused elsewhere
+ANYTHING = 1e9
+TINY_OPTIONS = InversionOptions(
+    worst_error=ANYTHING,
+    own_samples=4,
+    own_steps=2,
+    twin_steps=1,
+    twin_batch=2,
+    race_iterations=6,
+    iterations=6,
+    pairs=1,
+    probe_pairs=1,
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the network is computed: bfloat16 autocast, channels last, compiled; none of them is float32 as it is."""
+
+    amp: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in the table."""
+        chosen = [name.replace("_", "-") for name, on in asdict(self).items() if on]
+        return " + ".join(chosen) or "float32"
+
+
+class Computed(nn.Module):
+    """A network that is computed in some way; input and output [N, C, H, W] stay float32 and in the usual layout."""
+
+    def __init__(self, network: nn.Module, way: Way) -> None:
+        super().__init__()
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        self.network, self.way = network.to(memory_format=layout), way  # type: ignore[call-overload]
+        self._compile()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._compile()  # a copy of a compiled network, such as the twin, is not compiled
+
+    def _compile(self) -> None:
+        if self.way.compile:
+            self.network.compile()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the output of the network for x [N, C, H, W] at level indices t [N]."""
+        if self.way.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.way.amp):
+            output: Tensor = self.network(x, t)
+        return output.float().contiguous()
+
+
+class Nothing:
+    """No autoencoder: a search stays among latents."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return what is given."""
+        return pictures
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return what is given."""
+        return latents
+
+
+def denoiser(way: Way, device: str, network: dict[str, Any]) -> Denoiser:
+    """Return a latent diffusion model with random weights, frozen, on `device`; the same for every way."""
+    torch.manual_seed(0)
+    unet = UNet(CLASSES["UNet2DModel"](**network), torch.arange(LEVELS)).to(device)
+    roots = torch.linspace(BETAS[0] ** 0.5, BETAS[1] ** 0.5, LEVELS, dtype=torch.float64)
+    levels = Levels.variance_preserving(alphas_cumprod(roots**2))
+    size = network["sample_size"]
+    shape = (3, size, size)
+    return LatentDiffusion(Computed(unet, way), levels, Nothing(), shape=shape, picture_shape=shape).freeze()
+
+
+def flops(model: Denoiser) -> tuple[int, int]:
+    """Return the floating-point operations of one sample: forward, and forward with the gradient of the input."""
+    t = torch.full((1,), LEVELS // 2, device=model.device)
+    x = torch.zeros((1, *model.shape), device=model.device)
+    counted = []
+    for gradient in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            answer = model.noise(x.requires_grad_(gradient), t)
+            if gradient:
+                answer.sum().backward()  # type: ignore[no-untyped-call]
+        counted.append(counter.get_total_flops())
+    return counted[0], counted[1]
+
+
+def measured(way: Way, device: str, network: dict[str, Any], options: InversionOptions, progress: Progress) -> Any:
+    """Return what the search of one model takes: `seconds`, `peak_mb` of the device and `tflops_per_second`."""
+    forward, both = flops(denoiser(Way(), device, network))
+    model, on_gpu = denoiser(way, device, network), device != "cpu"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    found = invert(model, "0" * 64, options, seed=0, progress=progress)
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
+    spent = found.record.forward_equivalents
+    return {
+        "way": way.name,
+        "seconds": round(seconds, 2),
+        "peak_mb": round(torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_megabytes(), 1),
+        "forward_equivalents": spent,
+        "gflop_forward": round(forward / 1e9, 3),
+        "gflop_forward_and_backward": round(both / 1e9, 3),
+        "tflops_per_second": round(forward * spent / seconds / 1e12, 4),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        "| way | seconds | peak MB | evaluations | GFLOP forward | GFLOP with backward | TFLOP/s, at most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows])
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """Return what the figures were measured on; `tf32` says whether float32 convolutions and products use it."""
+    return {
+        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+        "torch": torch.__version__,
+        "tf32": {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "products": torch.backends.cuda.matmul.allow_tf32,
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, with few iterations")
+    chosen = parser.parse_args(arguments)
+    if not chosen.tiny and not torch.cuda.is_available():
+        print("gpu_scan: there is no GPU, nothing is measured; --tiny runs a tiny network on the CPU", file=sys.stderr)
+        return 0
+    device = "cpu" if chosen.tiny else "cuda"
+    network, options = (TINY, TINY_OPTIONS) if chosen.tiny else (LARGE, InversionOptions(worst_error=ANYTHING))
+    ways = dict.fromkeys([Way(), Way(chosen.amp, chosen.channels_last, chosen.compile)])
+    with reporting(quiet=chosen.tiny) as progress:
+        report = progress or silent
+        rows = [measured(way, device, network, options, report) for way in ways]
+    print(table(rows))
+    if not chosen.tiny:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**device_facts(device), "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
