@@ -23,7 +23,7 @@ from diffdefend_core.stages.purify import purify
 OPTIONS: dict[str, dict[str, object]] = {
     "inversion": {
         "own_samples": 8, "own_steps": 3, "twin_steps": 2, "twin_batch": 4, "starts": 2,
-        "race_iterations": 1, "iterations": 2, "pairs": 1, "probes": 1, "probe_pairs": 2, "worst_error": 1e9,
+        "race_iterations": 1, "iterations": 2, "pairs": 1, "probes": 1, "probe_pairs": 2, "worst_error": 1e300,
     },
     "detection": {"samples": 8, "stochastic_steps": 4, "deterministic_steps": 3},
     "terd": {"iterations": 2, "refinement_iterations": 1, "batch": 2, "refinement_steps": 2},

@@ -135,7 +135,7 @@ def check_denoising(suspect: Denoiser, samples: Tensor, worst: float, seed: int)
     if not error < worst * trivial:
         raise ModelRejectedError(
             "the network does not denoise its own samples: its error is "
-            f"{error / max(trivial, 1e-12):.2f} times that of a multiple of its input",
+            f"{error / max(trivial, 1e-12):.3g} times that of a multiple of its input",
             expected=f"below {worst:g} times",
             action="do not use this model; train it longer or export it again",
         )
