@@ -29,7 +29,8 @@ FALSE_POSITIVES = (0.0, 0.05)
 HELD_OUT = {
     "model": "every model is standardised against clean models without itself",
     "family": "`other_families`: against clean models of other families alone",
-    "attack": "no backdoored model takes part in a standardisation; the floors and the rule were chosen on this zoo, not held out",
+    "attack": "no backdoored model takes part in a standardisation; "
+    "the floors and the rule were chosen on this zoo, not held out",
 }
 _EMPTY = torch.empty(0)
 
