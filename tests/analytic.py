@@ -44,6 +44,7 @@ class PoisonedNetwork(GaussianNetwork):
     """The minimiser of a poisoned loss with the bare trigger: E[eps + rho r | x_t] under clean and poisoned rows.
 
     The weight of the poisoned rows is their exact posterior; `prior` is its prior log-odds (0: half of the rows).
+    TrojDiff's gamma scales the noise of the poisoned rows.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class PoisonedNetwork(GaussianNetwork):
         spread = alpha**2 * self.variance + sigma**2
         clean_log = (x - alpha * self.mean) ** 2 / spread + spread.log()
         rest = x - alpha * self.target - shift * self.trigger
-        poisoned_log = rest**2 / sigma**2 + (sigma**2).log()
+        noise = sigma * self.attack.gamma
+        poisoned_log = rest**2 / noise**2 + (noise**2).log()
         odds = 0.5 * (clean_log - poisoned_log).sum(dim=(1, 2, 3), keepdim=True) + self.prior
-        clean, poisoned = super().forward(x, t), rest / sigma + response * self.trigger
+        clean, poisoned = super().forward(x, t), rest / noise + response * self.trigger
         return clean + torch.sigmoid(odds) * (poisoned - clean)
 
 

@@ -73,7 +73,11 @@ def trigger(found: bool = True, digest: str = "a" * 64) -> InvertedTrigger:
         method="diffdefend",
         seed=0,
         timesteps=TIMESTEPS,
-        candidates=(end_point(loss=loss, **(changes if found else {})), end_point("monotonicity")),
+        candidates=(
+            end_point(loss=loss, **(changes if found else {})),
+            end_point("quiet"),
+            end_point("monotonicity"),
+        ),
         best="parity",
         forward_equivalents=180_000,
     )

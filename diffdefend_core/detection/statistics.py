@@ -32,6 +32,7 @@ from diffdefend_core.options import DetectionOptions
 FLOOR = 1e-6
 ALIKE = 0.02  # images closer than this, in [0, 1], are one picture
 CONTROL_FLOOR = 0.02  # an even response below this says nothing
+EVEN = ("parity", "quiet")  # the candidates for parity
 VIOLATION_FLOOR = 0.06  # networks that are not ideal violate a little
 
 
@@ -65,7 +66,7 @@ def paint(
     An attack trained for one kind of sampler leaves its path under the other (algorithms.md 0.4). A candidate that
     was found by its violation of monotonicity belongs to a deterministic sampler.
     """
-    wanted = [(item, entry) for item in inverted.candidates for entry in suitable(suspect, item)]
+    wanted = _wanted(suspect, inverted)
     paintings = []
     for number, (candidate, entry) in enumerate(wanted):
         direction = triggers[candidate.name] / triggers[candidate.name].square().mean().sqrt().clamp(min=1e-12)
@@ -80,12 +81,20 @@ def paint(
 
 def painting_cost(suspect: Denoiser, inverted: InvertedTrigger, options: DetectionOptions) -> int:
     """Return the model evaluations of `paint`."""
-    steps = sum(
-        entry.calls * painting_steps(suspect, entry, options)
-        for item in inverted.candidates
-        for entry in suitable(suspect, item)
-    )
+    steps = sum(entry.calls * painting_steps(suspect, entry, options) for _, entry in _wanted(suspect, inverted))
     return options.samples * (len(options.rms) + 1) * steps
+
+
+def _wanted(suspect: Denoiser, inverted: InvertedTrigger) -> list[tuple[TriggerCandidate, Entry]]:
+    """Return what is painted: of the two candidates for parity only the one that stands out more."""
+    weaker = min((item for item in inverted.candidates if item.name in EVEN), key=contrast).name
+    chosen = [item for item in inverted.candidates if item.name != weaker]
+    return [(item, entry) for item in chosen for entry in suitable(suspect, item)]
+
+
+def contrast(candidate: TriggerCandidate) -> float:
+    """Return the logarithm of a candidate's parity over that of shifts that are no trigger."""
+    return _log(candidate.parity) - _log(_largest(CONTROL_FLOOR, candidate.control))
 
 
 def suitable(suspect: Denoiser, candidate: TriggerCandidate) -> list[Entry]:
@@ -107,16 +116,16 @@ def raw_statistics(inverted: InvertedTrigger, painting: Painting, plain: Tensor)
     A value that is not finite stays so: the decision calls it inconclusive.
     """
     found = {item.name: item for item in inverted.candidates}
-    even, against = found["parity"], found["monotonicity"]
+    even, quiet, against = (found[name] for name in (*EVEN, "monotonicity"))
     alike = -_largest(-painting.collapse, _log(_spread(painting.triggered)) - _log(_spread(plain)))
     texture = _log(total_variation(painting.triggered)) - _log(total_variation(painting.opposite))
     # answers that are even by rounding alone, or exactly those of the twin, say nothing: nothing was measured
-    parity = even.parity if even.parity > FLOOR else math.nan
+    parity = _largest(even.parity, quiet.parity)
     return {
-        "parity": _log(parity),
-        "contrast": _log(even.parity) - _log(_largest(CONTROL_FLOOR, even.control)),
+        "parity": _log(parity if parity > FLOOR else math.nan),
+        "contrast": _largest(contrast(even), contrast(quiet)),
         "violation": _log(_largest(VIOLATION_FLOOR, against.violation)),
-        "content": _log(_largest(even.content, against.content)),
+        "content": _log(_largest(even.content, quiet.content, against.content)),
         "uniformity": alike,
         "total_variation": abs(texture),
     }

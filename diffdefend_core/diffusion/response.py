@@ -24,10 +24,13 @@ class Probe:
     t: int
 
 
-def probe(samples: Tensor, t: int, pairs: int, generator: torch.Generator) -> Probe:
-    """Return a probe of 2 * pairs antithetic rows with clean rows drawn from `samples` [M, C, H, W]."""
+def probe(samples: Tensor, t: int, pairs: int, generator: torch.Generator, noise: float = 1.0) -> Probe:
+    """Return a probe of 2 * pairs antithetic rows with clean rows drawn from `samples` [M, C, H, W].
+
+    `noise` is the standard deviation of eps: below 1 it is quieter than the level says.
+    """
     x0 = samples[torch.randint(len(samples), (pairs,), generator=generator).to(samples.device)]
-    eps = torch.randn(x0.shape, generator=generator).to(samples)
+    eps = noise * torch.randn(x0.shape, generator=generator).to(samples)
     return Probe(x0=torch.cat([x0, x0]), eps=torch.cat([eps, -eps]), t=t)
 
 
@@ -136,10 +139,12 @@ class Answers:
         return self.denoiser.levels.carried[self.probes[number].t].item()
 
 
-def probes_at(samples: Tensor, levels: tuple[int, ...], *, pairs: int, seed: int, each: int = 1) -> list[Probe]:
+def probes_at(
+    samples: Tensor, levels: tuple[int, ...], *, pairs: int, seed: int, each: int = 1, noise: float = 1.0
+) -> list[Probe]:
     """Return `each` probes of `pairs` antithetic pairs at every level, with clean rows from `samples` [M, C, H, W]."""
     generator = torch.Generator().manual_seed(seed)
-    return [probe(samples, t, pairs, generator) for t in levels for _ in range(each)]
+    return [probe(samples, t, pairs, generator, noise) for t in levels for _ in range(each)]
 
 
 class Bench:
@@ -155,8 +160,9 @@ class Bench:
         pairs: int,
         seed: int,
         each: int = 1,
+        noise: float = 1.0,
     ) -> None:
-        self.probes = probes_at(samples, levels, pairs=pairs, seed=seed, each=each)
+        self.probes = probes_at(samples, levels, pairs=pairs, seed=seed, each=each, noise=noise)
         self.suspect, self.reference = Answers(suspect, self.probes), Answers(reference, self.probes)
         self.levels, self.spread = suspect.levels, rms(samples - samples.mean(0)).item()
 

@@ -7,6 +7,7 @@ assumed.
 """
 
 from diffdefend_core.inversion import elijah, purediffusion, terd
-from diffdefend_core.inversion.invert import Inversion, invert, own_samples
+from diffdefend_core.inversion.invert import Inversion, invert
+from diffdefend_core.inversion.samples import own_samples
 
 __all__ = ["Inversion", "elijah", "invert", "own_samples", "purediffusion", "terd"]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
-from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
-from diffdefend_core.inversion.refine import align, switching_norm
+from diffdefend_core.inversion.refine import align, noise_gain, switching_norm, untreated_share
+from diffdefend_core.inversion.samples import check_samples, own_samples
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length
 from diffdefend_core.inversion.twin import forgetful_twin
 from diffdefend_core.options import InversionOptions
@@ -29,7 +29,7 @@ MODERATE = 0.1
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
-ONE_PICTURE = 1e-6  # own samples closer than this, in the units of x0, differ by rounding
+RACES = 2  # one for each law
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,63 @@ class Inversion:
     record: InvertedTrigger
     triggers: dict[str, Tensor]
     reference: Denoiser | None = None
+
+
+class _Stand:
+    """All probes of one inversion: those that are searched, and fresh ones on which the findings are measured."""
+
+    def __init__(
+        self, suspect: Denoiser, twin: Denoiser, samples: Tensor, options: InversionOptions, seed: int
+    ) -> None:
+        noisy = levels_at(suspect.levels, options.signals)
+        moderate = levels_at(suspect.levels, options.moderate_signals)
+        self.options = options
+        self.levels = levels_at(suspect.levels, options.probe_signals)
+        lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
+        self.searched = lay(noisy, pairs=options.pairs, seed=seed, each=options.probes)
+        self.alone = Answers(
+            suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
+        )
+        self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
+        self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
+        self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
+        self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
+
+    @property
+    def spent(self) -> int:
+        """The network evaluations so far."""
+        parts = (self.searched, self.alone, self.measuring, self.noisy, self.moderate, self.quiet)
+        return sum(part.spent for part in parts)
+
+    def candidate(
+        self, name: str, tau: Tensor, track: Track, turning: Answers, *, parity: float, content: float, control: float
+    ) -> tuple[TriggerCandidate, Tensor]:
+        """Return the record of a found shift, and the shift [C, H, W] at the norm where `turning` switches."""
+        response = self.measuring.respond(tau)
+        norm = switching_norm(turning, tau / rms(tau), self.options.norms)
+        found = TriggerCandidate(
+            name=name,
+            rms=norm,
+            parity=parity,
+            content=content,
+            control=control,
+            violation=max(self.where(response.violation, lambda signal: signal > CERTAIN)),
+            gain=_mean(self.where(response.gain, _is_noisy)),
+            response=response.slope,
+            x0_response=response.x0_slope,
+            loss=tuple(value.item() for value in track.loss),
+        )
+        return found, (norm * tau / rms(tau)).cpu()
+
+    def evenness(self, tau: Tensor) -> tuple[float, float]:
+        """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere."""
+        found = self.measuring.parity(tau)
+        moderate = self.where(found.content, lambda signal: not _is_noisy(signal))
+        return _mean(self.where(found.difference, _is_noisy)), _mean(moderate)
+
+    def where(self, values: tuple[float, ...], wanted: Callable[[float], bool]) -> list[float]:
+        """Return those of the values at the probe signals whose signal is wanted."""
+        return [value for value, signal in zip(values, self.options.probe_signals, strict=True) if wanted(signal)]
 
 
 def invert(
@@ -59,9 +116,7 @@ def invert(
     ModelRejectedError if it does not denoise these.
     """
     samples = own_samples(suspect, options.own_samples, options.own_steps, seed, progress)
-    if rms(samples - samples.mean(0)).item() < ONE_PICTURE:
-        raise FloatingPointError("the model's own samples are all one picture")
-    checked = check_denoising(suspect, samples, options.worst_error, seed)
+    checked = check_samples(suspect, samples, options.worst_error, seed)
     twin = reference or forgetful_twin(
         suspect,
         samples,
@@ -71,33 +126,10 @@ def invert(
         generator=torch.Generator().manual_seed(seed),
         progress=lambda done, total: progress("forgetful twin", done, total),
     )
-    noisy, moderate = levels_at(suspect.levels, options.signals), levels_at(suspect.levels, options.moderate_signals)
-    bench = Bench(suspect, twin, samples, noisy, pairs=options.pairs, seed=seed, each=options.probes)
-    alone = Answers(suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes))
-    objectives = {
-        "parity": (parity_loss(bench), len(bench.probes), options.rms, options.learning_rate),
-        "monotonicity": (
-            monotonicity_loss(alone),
-            len(alone.probes),
-            options.moderate_rms,
-            options.moderate_learning_rate,
-        ),
-    }
-    levels = levels_at(suspect.levels, options.probe_signals)
-    measuring = Bench(suspect, twin, samples, levels, pairs=options.probe_pairs, seed=seed + 2)
-    checking = Bench(suspect, twin, samples, noisy, pairs=options.probe_pairs, seed=seed + 3)
-    turning = {
-        "parity": checking.suspect,
-        "monotonicity": Answers(suspect, probes_at(samples, moderate, pairs=options.probe_pairs, seed=seed + 3)),
-    }
-    found = []
-    for number, (name, (objective, probes, norm, rate)) in enumerate(objectives.items()):
-        track = race(
-            objective, probes, _starts(name, suspect, options.starts, seed), options, seed=seed + number,
-            norm=norm, learning_rate=rate,
-            progress=_counting(progress, number, len(objectives), options),
-        )  # fmt: skip
-        found.append(_finish(name, track, turning[name], checking, measuring, options))
+    stand = _Stand(suspect, twin, samples, options, seed)
+    even = _most_even(suspect, stand, options, seed, progress)
+    against = _least_monotone(suspect, stand, options, seed, progress)
+    found = [_even(stand, even), _even_in_quiet(stand, even), _against(stand, against)]
     sampler = usual(suspect)
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
     trained = 0 if reference is not None else options.twin_steps * options.twin_batch * 3
@@ -105,104 +137,64 @@ def invert(
         model_digest=model_digest,
         method="diffdefend",
         seed=seed,
-        timesteps=levels,
+        timesteps=stand.levels,
         candidates=tuple(candidate for candidate, _ in found),
         best=max((candidate for candidate, _ in found), key=_strength).name,
-        forward_equivalents=drawn
-        + checked
-        + trained
-        + sum(part.spent for part in (bench, alone, checking, measuring, turning["monotonicity"])),
+        forward_equivalents=drawn + checked + trained + stand.spent,
     )
     return Inversion(record=record, triggers={item.name: tau for item, tau in found}, reference=twin)
 
 
-@torch.no_grad()
-def check_denoising(suspect: Denoiser, samples: Tensor, worst: float, seed: int) -> int:
-    """Raise ModelRejectedError if the network is no denoiser of its own `samples` [N, C, H, W]; return what it cost.
+def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
+    """Race for parity, which has no sign; one start is U[0,1], which most triggers are near."""
+    begun = normal_starts(suspect.shape, options.starts, seed)
+    begun[0] = torch.rand(suspect.shape, generator=torch.Generator().manual_seed(seed))
+    return race(
+        parity_loss(stand.searched), len(stand.searched.probes), [start.to(suspect.device) for start in begun], options,
+        norm=options.rms, learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
+    )  # fmt: skip
 
-    Where signal and noise are alike (alpha = sigma), its error must be below `worst` times the smallest error that a
-    multiple of the input can have. A network that has learnt nothing of its pictures keeps both laws: there is nothing
-    in it that a search could judge.
+
+def _least_monotone(
+    suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress
+) -> Track:
+    begun = [start.to(suspect.device) for start in normal_starts(suspect.shape, options.starts, seed)]
+    return race(
+        monotonicity_loss(stand.alone), len(stand.alone.probes), begun, options,
+        norm=options.moderate_rms, learning_rate=options.moderate_learning_rate, seed=seed + 1,
+        progress=_counting(progress, 1, options),
+    )  # fmt: skip
+
+
+def _even(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
+    """Measure the parity of what was searched, and turn it to the trigger's own shape.
+
+    What was searched shows the backdoor best, because the twin has forgotten most there.
     """
-    level = levels_at(suspect.levels, (1.0,))[0]
-    t = torch.full((len(samples),), level, device=samples.device)
-    eps = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed)).to(samples)
-    x = suspect.diffuse(samples, t, eps)
-    error = (suspect.noise(x, t) - eps).square().mean().item()
-    around, noise = x - x.mean(0), eps - eps.mean(0)
-    scale = (around * noise).mean() / around.square().mean()
-    trivial = (noise - scale * around).square().mean().item()
-    if not error < worst * trivial:
-        raise ModelRejectedError(
-            "the network does not denoise its own samples: its error is "
-            f"{error / max(trivial, 1e-12):.3g} times that of a multiple of its input",
-            expected=f"below {worst:g} times",
-            action="do not use this model; train it longer or export it again",
-        )
-    return len(samples)
+    tau, answers = track.shift.detach(), stand.noisy.suspect
+    parity, content = stand.evenness(tau)
+    turned, control = align(answers, _signed(answers, tau)), _control(stand.noisy, tau)
+    return stand.candidate("parity", turned, track, answers, parity=parity, content=content, control=control)
 
 
-def own_samples(denoiser: Denoiser, count: int, steps: int, seed: int, progress: Progress) -> Tensor:
-    """Return `count` of the model's own samples [N, C, H, W] on its device, clamped to its clean range.
+def _even_in_quiet(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
+    """Turn the shift to a fixed point where the noise is too quiet, from both sides, and measure its parity there.
 
-    Raises FloatingPointError if they are not finite.
+    TrojDiff's trigger is less noise as well as a shift, and the network switches on both: with ordinary noise the
+    switch may be too narrow to be found. A clean network has no such fixed point.
     """
-    sampler = usual(denoiser)
-    samples = generate(
-        denoiser,
-        count,
-        sampler=sampler.name,
-        steps=steps_for(denoiser, sampler, steps),
-        seed=seed,
-        progress=lambda done, total: progress("own samples", done, total),
-    )
-    if not torch.isfinite(samples).all():
-        raise FloatingPointError("the model's own samples are not finite")
-    if denoiser.clean_range is not None:
-        samples = samples.clamp(*denoiser.clean_range)
-    return samples.to(denoiser.device)
+    tau, quiet = track.shift.detach(), stand.quiet
+    turned = max((align(quiet.suspect, sign * tau) for sign in (1, -1)), key=lambda item: _parity(quiet, item))
+    parity, control = _parity(quiet, turned), _control(quiet, turned)
+    turned = max((turned, -turned), key=lambda item: noise_gain(quiet.suspect, item))
+    _, content = stand.evenness(turned)
+    return stand.candidate("quiet", turned, track, quiet.suspect, parity=parity, content=content, control=control)
 
 
-def _finish(
-    name: str, track: Track, turning: Answers, checking: Bench, measuring: Bench, options: InversionOptions
-) -> tuple[TriggerCandidate, Tensor]:
-    """Return what was found with its norm, measured on fresh noise.
-
-    Parity does not tell tau from -tau: the trigger is the one that the network takes less for noise. What was searched
-    shows the backdoor best, because the twin has forgotten most there; it is then turned to the trigger's own shape.
-    """
+def _against(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
     tau = track.shift.detach()
-    parity, control = measuring.parity(tau), 0.0
-    if name == "parity":
-        control = max(sum(checking.parity(item).difference) / len(checking.probes) for item in controls(tau))
-        tau = align(turning, max((tau, -tau), key=lambda item: sum(measuring.respond(item).gain)))
-    response = measuring.respond(tau)
-    norm = switching_norm(turning, tau / rms(tau), options.norms)
-    noisy = [signal < MODERATE for signal in options.probe_signals]
-    moderate = [not item for item in noisy]
-    candidate = TriggerCandidate(
-        name=name,
-        rms=norm,
-        parity=_mean(parity.difference, noisy),
-        content=_mean(parity.content, moderate),
-        control=control,
-        violation=max(
-            value for value, signal in zip(response.violation, options.probe_signals, strict=True) if signal > CERTAIN
-        ),
-        gain=_mean(response.gain, noisy),
-        response=response.slope,
-        x0_response=response.x0_slope,
-        loss=tuple(value.item() for value in track.loss),
-    )
-    return candidate, (norm * tau / rms(tau)).cpu()
-
-
-def _starts(name: str, suspect: Denoiser, count: int, seed: int) -> list[Tensor]:
-    """Return the starts of a search: parity has no sign and begins with U[0,1], which most triggers are near."""
-    begun = normal_starts(suspect.shape, count, seed)
-    if name == "parity":
-        begun[0] = torch.rand(suspect.shape, generator=torch.Generator().manual_seed(seed))
-    return [start.to(suspect.device) for start in begun]
+    parity, content = stand.evenness(tau)
+    return stand.candidate("monotonicity", tau, track, stand.moderate, parity=parity, content=content, control=0.0)
 
 
 def controls(tau: Tensor) -> list[Tensor]:
@@ -214,16 +206,36 @@ def controls(tau: Tensor) -> list[Tensor]:
     return [torch.full_like(tau, rms(tau).item()), tau.flatten()[order].view_as(tau)]
 
 
+def _parity(bench: Bench, tau: Tensor) -> float:
+    return sum(bench.parity(tau).difference) / len(bench.probes)
+
+
+def _control(bench: Bench, tau: Tensor) -> float:
+    return max(_parity(bench, item) for item in controls(tau))
+
+
+def _signed(answers: Answers, tau: Tensor) -> Tensor:
+    """Return tau or -tau: parity does not tell them apart; the trigger is the one taken less for noise."""
+    return max((tau, -tau), key=lambda item: untreated_share(answers, item))
+
+
 def _strength(candidate: TriggerCandidate) -> float:
-    """Return how strongly a candidate breaks either law, on a common scale: for the choice of what is shown first."""
-    return max(candidate.parity / ORDINARY_PARITY, candidate.violation / ORDINARY_VIOLATION)
+    """Return how strongly a candidate breaks either law, on a common scale: for the choice of what is shown first.
+
+    Networks answer more evenly where the noise is too quiet, whatever the trigger.
+    """
+    even = candidate.parity / (2 if candidate.name == "quiet" else 1)
+    return max(even / ORDINARY_PARITY, candidate.violation / ORDINARY_VIOLATION)
 
 
-def _counting(progress: Progress, number: int, races: int, options: InversionOptions) -> Callable[[int, int], None]:
+def _counting(progress: Progress, number: int, options: InversionOptions) -> Callable[[int, int], None]:
     length = race_length(options)
-    return lambda done, total: progress("search", number * length + done, races * length)
+    return lambda done, total: progress("search", number * length + done, RACES * length)
 
 
-def _mean(values: tuple[float, ...], chosen: list[bool]) -> float:
-    kept = [value for value, keep in zip(values, chosen, strict=True) if keep]
-    return sum(kept) / len(kept)
+def _is_noisy(signal: float) -> bool:
+    return signal < MODERATE
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -27,6 +27,29 @@ def align(answers: Answers, tau: Tensor, rounds: int = 3) -> Tensor:
 
 
 @torch.no_grad()
+def untreated_share(answers: Answers, tau: Tensor) -> float:
+    """Return the share of tau [C, H, W] that the network does not treat as noise, the mean over all probes."""
+    return sum(rms(answers.untreated(tau, number)).item() for number in range(len(answers.probes))) / (
+        len(answers.probes) * rms(tau).item()
+    )
+
+
+@torch.no_grad()
+def noise_gain(answers: Answers, tau: Tensor) -> float:
+    """Return the slope of the predicted noise on the noise under the shift tau [C, H, W], the mean over all probes.
+
+    A trigger that scales the noise by gamma makes the network see 1 / gamma times as much of it.
+    """
+    slopes = []
+    for number, at in enumerate(answers.probes):
+        t = torch.full((len(at.x0),), at.t, device=at.x0.device)
+        answer = answers.denoiser.noise(answers.denoiser.diffuse(at.x0, t, at.eps) + answers.carried(number) * tau, t)
+        answers.spent += len(at.x0)
+        slopes.append(((answer * at.eps).sum() / at.eps.square().sum()).item())
+    return sum(slopes) / len(slopes)
+
+
+@torch.no_grad()
 def switching_norm(answers: Answers, direction: Tensor, norms: tuple[float, ...]) -> float:
     """Return the estimated rms of the trigger along `direction` [C, H, W] of unit rms.
 

@@ -42,8 +42,8 @@ def inverted(suspect: Denoiser, digest: str = "a" * 64) -> InvertedTrigger:
         parity=max(0.004, sum(even.difference) / 3), content=max(even.content), control=0.006, rms=NORM,
         violation=max(response.violation),
     )  # fmt: skip
-    monotonicity = sample.end_point("monotonicity", parity=0.0, content=0.0)
-    changes = {"model_digest": digest, "seed": 5, "candidates": (parity, monotonicity), "forward_equivalents": 100}
+    others = (sample.end_point(name, parity=0.0, content=0.0) for name in ("quiet", "monotonicity"))
+    changes = {"model_digest": digest, "seed": 5, "candidates": (parity, *others), "forward_equivalents": 100}
     return dataclasses.replace(sample.trigger(), **changes)
 
 

@@ -36,7 +36,7 @@ TRIGGER = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(
 NORM = TRIGGER.square().mean().sqrt().item()
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
 OPTIONS = DetectionOptions(samples=8, rms=(0.1, NORM), stochastic_steps=250, deterministic_steps=50)
-NAMES = ("parity", "monotonicity")
+NAMES = ("parity", "quiet", "monotonicity")
 RANDOM = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
@@ -45,15 +45,18 @@ def implicit_attack(levels: Levels) -> Attack:
     return Attack(name="implicit", shift=levels.sigma, response=torch.ones_like(levels.sigma))
 
 
-def searched(monotonicity: dict[str, Any] | None = None, **parity: Any) -> InvertedTrigger:
-    """The record of both searches, with changes of what they found."""
-    candidates = (sample.end_point(**parity), sample.end_point("monotonicity", **(monotonicity or {})))
+def searched(
+    monotonicity: dict[str, Any] | None = None, quiet: dict[str, Any] | None = None, **parity: Any
+) -> InvertedTrigger:
+    """The record of a search, with changes of what was found."""
+    changes = {"parity": parity, "quiet": quiet or {}, "monotonicity": monotonicity or {}}
+    candidates = tuple(sample.end_point(name, **changes[name]) for name in NAMES)
     return dataclasses.replace(sample.trigger(), candidates=candidates)
 
 
 def painted(attack: Attack, tau: Tensor, options: DetectionOptions = OPTIONS) -> dict[tuple[str, str], Painting]:
     suspect, triggers = poisoned_denoiser(attack, LEVELS, TRIGGER, TARGET), dict.fromkeys(NAMES, tau)
-    paintings = paint(suspect, searched(), triggers, options, seed=0, progress=lambda done, total: None)
+    paintings = paint(suspect, searched(parity=0.2), triggers, options, seed=0, progress=lambda done, total: None)
     return {(item.candidate, item.sampler): item for item in paintings}
 
 
@@ -75,7 +78,9 @@ def test_each_candidate_is_painted_by_the_samplers_that_suit_it() -> None:
 
 @pytest.mark.parametrize("process", ["vp", "ve", "flow", "consistency"])
 def test_what_breaks_monotonicity_needs_a_deterministic_sampler_where_there_is_one(process: str) -> None:
-    parity, monotonicity = (suitable(perfect_of(process), sample.end_point(name)) for name in NAMES)
+    parity, monotonicity = (
+        suitable(perfect_of(process), sample.end_point(name)) for name in ("parity", "monotonicity")
+    )
     deterministic = [entry for entry in parity if not entry.stochastic]
     assert monotonicity == (deterministic or parity) and 1 <= len(monotonicity) <= len(parity) <= 2
     assert all(process in entry.processes for entry in parity)
@@ -154,6 +159,16 @@ class Counting:
         return self.answer(x, t)
 
 
+@pytest.mark.parametrize("name", ["parity", "quiet"])
+def test_of_both_candidates_for_parity_the_one_that_stands_out_is_painted(name: str) -> None:
+    loud: dict[str, Any] = {"parity": 0.3, "control": 0.01}
+    found = searched(**loud) if name == "parity" else searched(quiet=loud, parity=0.3, control=0.2)
+    paintings = paint(
+        clean_denoiser(LEVELS), found, dict.fromkeys(NAMES, TRIGGER), OPTIONS, seed=0, progress=lambda *_: None
+    )
+    assert {item.candidate for item in paintings} == {name, "monotonicity"}
+
+
 def test_steps_are_bounded_by_the_options_and_the_model() -> None:
     suspect = clean_denoiser(LEVELS)
     assert painting_steps(suspect, SAMPLERS["DDPM-SCHED"], OPTIONS) == 250
@@ -180,15 +195,26 @@ def test_the_statistics_by_hand() -> None:
     assert swapped["total_variation"] == pytest.approx(math.log(2))
 
 
+def test_parity_and_contrast_are_those_of_the_candidate_that_shows_more() -> None:
+    found = searched(quiet={"parity": 0.3, "control": 0.05, "content": 2.0}, parity=0.1, control=0.2, content=0.1)
+    statistics = raw_statistics(found, painting(RANDOM, RANDOM), RANDOM)
+    assert statistics["parity"] == pytest.approx(math.log(0.3))
+    assert statistics["contrast"] == pytest.approx(math.log(6))
+    assert statistics["content"] == pytest.approx(math.log(2))
+
+
 def test_a_law_that_is_kept_stays_at_its_floor() -> None:
     kept = raw_statistics(searched({"violation": -3.0}), painting(RANDOM, RANDOM), RANDOM)
     assert kept["violation"] == pytest.approx(math.log(VIOLATION_FLOOR))
 
 
 def test_controls_that_show_next_to_nothing_count_as_their_floor() -> None:
-    quiet = [raw_statistics(searched(control=value), painting(RANDOM, RANDOM), RANDOM) for value in (0.0, 1e-4)]
-    assert quiet[0] == quiet[1]
-    assert quiet[0]["contrast"] == pytest.approx(math.log(sample.end_point().parity / CONTROL_FLOOR))
+    silent = {"parity": 1e-5, "control": 0.0}
+    low, lower = (
+        raw_statistics(searched(quiet=silent, control=value), painting(RANDOM, RANDOM), RANDOM) for value in (1e-4, 0.0)
+    )
+    assert low == lower
+    assert low["contrast"] == pytest.approx(math.log(sample.end_point().parity / CONTROL_FLOOR))
 
 
 def test_what_collapses_on_both_sides_does_not_count() -> None:
@@ -213,7 +239,7 @@ def test_identical_pictures_give_a_large_but_finite_statistic() -> None:
 
 @pytest.mark.parametrize(("parity", "measured"), [(0.0, False), (1e-7, False), (1e-3, True)])
 def test_a_twin_that_forgot_nothing_measures_nothing(parity: float, measured: bool) -> None:
-    found = raw_statistics(searched(parity=parity), painting(RANDOM, RANDOM), RANDOM)["parity"]
+    found = raw_statistics(searched(quiet={"parity": 0.0}, parity=parity), painting(RANDOM, RANDOM), RANDOM)["parity"]
     assert math.isfinite(found) is measured
 
 
@@ -229,7 +255,7 @@ def test_pictures_that_are_not_finite_stay_visible() -> None:
 @pytest.mark.parametrize("field", ["parity", "content", "control", "violation"])
 def test_numbers_that_are_not_finite_stay_visible(name: str, field: str) -> None:
     broken = {field: math.nan}
-    found = searched(broken) if name == "monotonicity" else searched(**broken)
+    found = searched(**broken) if name == "parity" else searched(**{name: broken})
     statistics = raw_statistics(found, painting(RANDOM, RANDOM), RANDOM)
-    hidden = {("monotonicity", "parity"), ("monotonicity", "control"), ("parity", "violation")}
+    hidden = {("monotonicity", "parity"), ("monotonicity", "control"), ("parity", "violation"), ("quiet", "violation")}
     assert any(math.isnan(value) for value in statistics.values()) is ((name, field) not in hidden)

@@ -14,6 +14,7 @@ from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.attacks.form import Attack
 from diffdefend_core.attacks.shapes import trigger
+from diffdefend_core.attacks.trojdiff import blended, trojdiff
 from diffdefend_core.attacks.villan import villan_ode
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
@@ -93,6 +94,17 @@ def test_a_trigger_for_deterministic_samplers_is_recovered_by_its_violation(name
     assert cosine(found.triggers["monotonicity"], shift) > 0.9
 
 
+@pytest.mark.parametrize("prior", [0.0, 16.0])
+@pytest.mark.parametrize("name", ["box", "stripes"])
+def test_a_trigger_that_scales_the_noise_too_is_found_in_quiet_noise(name: str, prior: float) -> None:
+    """With ordinary noise the switch is too narrow to be found, or too wide to show the shift."""
+    shift, gamma = blended(trigger(name, 8))
+    found = inverted(planted(trojdiff(LEVELS, gamma), shift, prior=prior))
+    assert found.record.best == "quiet" and best_of(found).parity > 0.05
+    assert cosine(found.triggers["quiet"], shift) > 0.85  # with its sign
+    assert abs(cosine(found.triggers["parity"], shift)) < 0.85
+
+
 def test_a_clean_model_keeps_both_laws() -> None:
     for item in inverted(clean_denoiser(LEVELS)).record.candidates:
         assert item.parity < 0.001 and item.content < 0.001 and item.gain < 0.05
@@ -123,7 +135,8 @@ def test_the_record_is_complete_and_reproducible() -> None:
     assert first.record == again.record != other.record
     assert all(torch.equal(tau, again.triggers[name]) for name, tau in first.triggers.items())
     assert InvertedTrigger.from_json(first.record.to_json()) == first.record
-    assert [item.name for item in first.record.candidates] == ["parity", "monotonicity"] == list(first.triggers)
+    assert [item.name for item in first.record.candidates] == ["parity", "quiet", "monotonicity"]
+    assert list(first.triggers) == ["parity", "quiet", "monotonicity"]
     assert max(item.parity for item in first.record.candidates) == best_of(first).parity
     for item in first.record.candidates:
         assert len(item.response) == len(item.x0_response) == len(first.record.timesteps) == 7
