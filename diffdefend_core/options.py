@@ -23,6 +23,8 @@ class InversionOptions:
     fixed ones at each level of `signals` (parity) or `moderate_signals` (monotonicity). `rms` and `moderate_rms` are
     the norms of the searched shifts per pixel, in units of the initial noise; `norms` are those at which the found
     direction is tried for its true norm. What was found is measured at `probe_signals` with `probe_pairs`.
+    A trigger may scale the noise as well: `quiet_noise` is the standard deviation of noise in which a found shift is
+    turned once more.
     A model is refused whose error on its own noisy samples is above `worst_error` times that of a multiple of x_t.
     """
 
@@ -42,6 +44,7 @@ class InversionOptions:
     moderate_learning_rate: float = 0.2
     rms: float = 0.5
     moderate_rms: float = 0.7
+    quiet_noise: float = 0.7
     norms: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
     signals: tuple[float, ...] = (0.012, 0.03, 0.065)
     moderate_signals: tuple[float, ...] = (0.16, 0.29, 0.5)
@@ -72,10 +75,14 @@ class DetectionOptions:
 class PurificationOptions:
     """Options of the purification: up to `rounds` rounds of `steps` steps, each followed by a scan with new seeds.
 
-    A step has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted
-    with `retention_weight`. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps.
+    `target` says what a repaired model answers to a trigger: as the suspect without it (r1), as the trusted
+    `inversion.reference` (r2), or as the suspect without it plus the benign linear response (r3). A step has
+    `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted with
+    `retention_weight`. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps. The state of
+    the training is kept every `checkpoint_steps` steps, for a run that is killed.
     """
 
+    target: Literal["r1", "r2", "r3"] = "r3"
     rounds: int = 3
     steps: int = 250
     removal_batch: int = 16
@@ -84,6 +91,7 @@ class PurificationOptions:
     learning_rate: float = 4e-4
     own_samples: int = 512
     own_steps: int = 20
+    checkpoint_steps: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)

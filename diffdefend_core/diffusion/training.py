@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -66,6 +67,83 @@ def path_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, generator: torch.Gene
     return (weight.to(distance) * distance).mean()
 
 
+class Training:
+    """Adam on the network of a denoiser, in place, step by step; it can be stopped and go on from its state.
+
+    Gradients are clipped to norm 1. The rate rises over `warmup` steps and, with `decay`, falls to 0 as a cosine.
+    With `ema` > 0 the weights at the end are their exponential moving average.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        *,
+        steps: int,
+        learning_rate: float,
+        generator: torch.Generator,
+        warmup: int = 0,
+        decay: bool = False,
+        ema: float = 0.0,
+    ) -> None:
+        self.denoiser, self.loss, self.steps, self.generator = denoiser, loss, steps, generator
+        self.learning_rate, self.warmup, self.decay, self.ema = learning_rate, warmup, decay, ema
+        network = denoiser.network.train().requires_grad_(True)
+        self.parameters = list(network.parameters())
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if ema else []
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate)
+        self.done = 0
+
+    def step(self) -> float:
+        """Take one step and return its loss. Raises FloatingPointError if that is not finite."""
+        rise = min(1.0, (self.done + 1) / (self.warmup + 1))
+        fall = 0.5 * (1 + math.cos(math.pi * self.done / self.steps)) if self.decay else 1.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate * rise * fall
+        value = self.loss(self.denoiser, self.generator)
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"the training loss is {value.item()} at step {self.done}")
+        self.optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        for kept, parameter in zip(self.average, self.parameters, strict=False):
+            kept.lerp_(parameter.detach(), 1 - min(self.ema, (self.done + 1) / (self.done + 10)))
+        self.done += 1
+        return value.item()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on, as tensors by name: a copy."""
+        kept: dict[str, Tensor] = {"done": torch.tensor(self.done), "generator": self.generator.get_state()}
+        for number, parameter in enumerate(self.parameters):
+            kept[f"weight/{number}"] = parameter.detach().clone()
+            moments = self.optimiser.state[parameter]
+            kept |= {f"{name}/{number}": value.clone() for name, value in moments.items()}
+        return kept | {f"average/{number}": value.clone() for number, value in enumerate(self.average)}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`. Raises KeyError or RuntimeError if it is not one of this network."""
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters):
+                parameter.copy_(kept[f"weight/{number}"])
+                names = ("step", "exp_avg", "exp_avg_sq")
+                self.optimiser.state[parameter] = {
+                    name: kept[f"{name}/{number}"].clone().to("cpu" if name == "step" else parameter.device)
+                    for name in names
+                }
+            for number, value in enumerate(self.average):
+                value.copy_(kept[f"average/{number}"])
+        self.generator.set_state(kept["generator"])
+        self.done = int(kept["done"])
+
+    def finish(self) -> None:
+        """Put the averaged weights in their place and freeze the network."""
+        with torch.no_grad():
+            for kept, parameter in zip(self.average, self.parameters, strict=False):
+                parameter.copy_(kept)
+        self.denoiser.freeze()
+
+
 def fine_tune(
     denoiser: Denoiser,
     loss: Loss,
@@ -77,32 +155,17 @@ def fine_tune(
     decay: bool = False,
     ema: float = 0.0,
 ) -> Iterator[float]:
-    """Train the network of `denoiser` in place with Adam; yield the loss after every step.
-
-    Gradients are clipped to norm 1. The rate rises over `warmup` steps and, with `decay`, falls to 0 as a cosine.
-    With `ema` > 0 the weights at the end are their exponential moving average. Raises FloatingPointError at a
-    loss that is not finite.
-    """
-    network = denoiser.network.train().requires_grad_(True)
-    parameters = list(network.parameters())
-    average = [parameter.detach().clone() for parameter in parameters] if ema else []
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
-    for step in range(steps):
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        fall = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) if decay else 1.0
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * rise * fall
-        value = loss(denoiser, generator)
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"the training loss is {value.item()} at step {step}")
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        for kept, parameter in zip(average, parameters, strict=False):
-            kept.lerp_(parameter.detach(), 1 - min(ema, (step + 1) / (step + 10)))
-        yield value.item()
-    with torch.no_grad():
-        for kept, parameter in zip(average, parameters, strict=False):
-            parameter.copy_(kept)
-    denoiser.freeze()
+    """Train as `Training` does for all `steps`; yield the loss after every step, and finish."""
+    training = Training(
+        denoiser,
+        loss,
+        steps=steps,
+        learning_rate=learning_rate,
+        generator=generator,
+        warmup=warmup,
+        decay=decay,
+        ema=ema,
+    )
+    while training.done < steps:
+        yield training.step()
+    training.finish()

@@ -1,11 +1,18 @@
 """Removal and retention: what a repaired model must answer with the trigger and without it (algorithms.md 5.4).
 
 phi is the frozen suspect. Off the trigger it is the reference itself ("reading B"), so that no real data is needed:
-clean rows come from the model's own samples.
+clean rows come from the model's own samples. The three targets of the removal, on x_t + d with d the trigger's shift:
+
+| target | the repaired model answers there | source |
+|---|---|---|
+| R1 | as phi without the trigger | Elijah, at the last level alone |
+| R2 | as a trusted reference does with the trigger | algorithms.md 5.4 |
+| R3 | as phi without the trigger, plus the benign linear response to d | algorithms.md 5.4 |
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,28 +21,48 @@ from torch import Tensor
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import levels_at
 
+R1, R2, R3 = "r1", "r2", "r3"
+TARGETS = (R1, R2, R3)
+# the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
+QUIET_SHARE, QUIETEST = 0.5, 0.3
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A shift tau [C, H, W] to be removed, and the signals alpha / sigma (low, high) between which it acts."""
+
+    shift: Tensor
+    signals: tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: x_t before any trigger [N, C, H, W], level indices t [N] and the shift s_t * tau [N, C, H, W]."""
+    """Rows at levels t [N]: x_t before any trigger, and the displacement d by one, both [N, C, H, W]."""
 
     x: Tensor
     t: Tensor
-    shift: Tensor
+    displacement: Tensor
 
 
-def jittered(triggers: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` variations [count, C, H, W] of triggers [K, C, H, W].
+@dataclass(frozen=True)
+class Goal:
+    """What a network has to answer at some rows: the noise, and the clean data that belongs to it [N, C, H, W]."""
+
+    noise: Tensor
+    x0: Tensor
+
+
+def jittered(triggers: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a variation of each of the triggers [N, C, H, W].
 
     Each is scaled by U[.4, 1.6] and gets noise of a tenth of its rms; every second one loses a random rectangle of a
     quarter of its area: an inverted trigger is only near the true one, and a repair at one point would leave a hole
     beside it.
     """
-    chosen = triggers[torch.randint(len(triggers), (count,), generator=generator)].clone()
+    count, (height, width) = len(triggers), triggers.shape[-2:]
     scale = 0.4 + 1.2 * torch.rand(count, 1, 1, 1, generator=generator)
-    level = chosen.square().mean((1, 2, 3), keepdim=True).sqrt()
-    varied = scale * chosen + 0.1 * level * torch.randn(chosen.shape, generator=generator)
-    height, width = chosen.shape[-2:]
+    level = triggers.square().mean((1, 2, 3), keepdim=True).sqrt()
+    varied = scale * triggers + 0.1 * level * torch.randn(triggers.shape, generator=generator)
     corner = torch.rand(count, 2, generator=generator)
     for row, (top, left) in enumerate(corner.tolist()):
         first, start = int(top * height / 2), int(left * width / 2)
@@ -44,40 +71,78 @@ def jittered(triggers: Tensor, count: int, generator: torch.Generator) -> Tensor
     return varied
 
 
-def draw_rows(
-    phi: Denoiser,
-    samples: Tensor,
-    triggers: Tensor,
-    count: int,
-    signals: tuple[float, float],
-    generator: torch.Generator,
+def plain_rows(
+    phi: Denoiser, samples: Tensor, count: int, signals: tuple[float, float], generator: torch.Generator
 ) -> Rows:
-    """Return rows at levels between two signal-to-noise ratios, each with a jittered trigger at its level's scale."""
+    """Return rows without a trigger, of clean `samples` [M, C, H, W] at levels between two signals."""
     low, high = sorted(levels_at(phi.levels, signals))
     t = torch.randint(low, high + 1, (count,), generator=generator)
-    x0 = samples[torch.randint(len(samples), (count,), generator=generator)]
+    x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    carried = phi.levels.carried[t].float().view(-1, 1, 1, 1)
-    shift = carried * jittered(triggers, count, generator)
-    return Rows(x=x, t=t.to(x.device), shift=shift.to(x))
+    return Rows(x=x, t=t.to(x.device), displacement=torch.zeros_like(x))
 
 
-def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Tensor:
-    """Return what a benign network adds to its answer when x_t is shifted by d = s_t * tau, for each row [N, C, H, W].
+def triggered_rows(
+    phi: Denoiser, samples: Tensor, removals: Sequence[Removal], count: int, generator: torch.Generator
+) -> Rows:
+    """Return rows with a jittered trigger each, at a level where it acts, and at that level's scale.
 
-    It is lambda_t^0 * tau = d * sigma_t / (alpha_t^2 * v + sigma_t^2), with v the variance of the clean data along d
-    (algorithms.md 0.5), taken from the model's own samples. Exact for Gaussian data of which d is a principal axis.
+    QUIET_SHARE of them have quieter noise as well, by a factor of U[QUIETEST, 1].
+    """
+    drawn = [removals[number] for number in torch.randint(len(removals), (count,), generator=generator).tolist()]
+    ends = torch.tensor([sorted(levels_at(phi.levels, item.signals)) for item in drawn])
+    t = ends[:, 0] + (torch.rand(count, generator=generator) * (ends[:, 1] - ends[:, 0] + 1)).long()
+    t = torch.minimum(t, ends[:, 1])
+    x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
+    eps = torch.randn(x0.shape, generator=generator)
+    tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator)
+    quieter = (1 - QUIETEST) * torch.rand(count, 1, 1, 1, generator=generator)
+    quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
+    carried, sigma = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
+    x = phi.diffuse(x0, t, eps.to(x0))
+    return Rows(x=x, t=t.to(x.device), displacement=(carried * tau - quieter * sigma * eps).to(x))
+
+
+@torch.no_grad()
+def answer(denoiser: Denoiser, x: Tensor, t: Tensor) -> Goal:
+    """Return what a network answers at x_t [N, C, H, W]."""
+    alpha, sigma = denoiser.levels.at(t, x)
+    x0 = denoiser.x0(x, t)
+    return Goal(noise=(x - alpha * x0) / sigma, x0=x0)
+
+
+def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Goal:
+    """Return what a benign network adds to its answers when x_t is displaced by d, for each row.
+
+    With v the variance of the clean data along d, taken from the model's own samples, the noise moves by
+    d sigma_t / (alpha_t^2 v + sigma_t^2) and x0 by d alpha_t v / (alpha_t^2 v + sigma_t^2) (algorithms.md 0.5); the end
+    of a path, which a consistency model answers, by d sqrt(v / (v + sigma_t^2)). Exact for Gaussian data of which d is
+    a principal axis.
     """
     alpha, sigma = phi.levels.at(rows.t, rows.x)
     centred = (samples - samples.mean(0)).flatten(1)
-    direction = rows.shift.flatten(1)
+    direction = rows.displacement.flatten(1)
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
     variance = (centred @ direction.T).square().mean(0).view(-1, 1, 1, 1)
-    response: Tensor = rows.shift * sigma / (alpha**2 * variance + sigma**2)
-    return response
+    whole = alpha**2 * variance + sigma**2
+    share = (variance / whole).sqrt() if phi.process == "consistency" else alpha * variance / whole
+    return Goal(
+        noise=rows.displacement * (1 - alpha * share) / sigma,
+        x0=rows.displacement * share,
+    )
 
 
-def removal_target(phi: Denoiser, samples: Tensor, rows: Rows) -> Tensor:
-    """Return R3 [N, C, H, W]: the suspect's answer without the trigger plus the benign linear response to it."""
-    with torch.no_grad():
-        return phi.noise(rows.x, rows.t) + benign_response(phi, samples, rows)
+def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, reference: Denoiser | None = None) -> Goal:
+    """Return what a repaired model has to answer at x_t + d, by one of TARGETS.
+
+    Raises ValueError for R2 without a reference.
+    """
+    if target == R2:
+        if reference is None:
+            raise ValueError("R2 needs a trusted reference")
+        return answer(reference, rows.x + rows.displacement, rows.t)
+    plain = answer(phi, rows.x, rows.t)
+    if target == R1:
+        return plain
+    benign = benign_response(phi, samples, rows)
+    return Goal(noise=plain.noise + benign.noise, x0=plain.x0 + benign.x0)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.training import fine_tune
+from diffdefend_core.diffusion.training import Training
 from diffdefend_core.options import PurificationOptions
-from diffdefend_core.purification.losses import draw_rows, removal_target
+from diffdefend_core.purification.losses import Removal, answer, plain_rows, removal_goal, triggered_rows
 
-# Levels by alpha / sigma. Removal acts at the noisy end alone: there the benign answer to a shift is known exactly,
-# and a state that leaves the poisoned path there does not meet the backdoor again. All levels would cost quality.
-REMOVAL_SIGNALS = (0.005, 0.1)
-RETENTION_SIGNALS = (0.005, 100.0)
+RETENTION_SIGNALS = (0.005, 100.0)  # all levels
+WARMUP, EMA = 20, 0.99
 
 
 @dataclass(frozen=True)
@@ -29,53 +27,87 @@ class Repair:
     forward_equivalents: int
 
 
+@dataclass
+class Losses:
+    """L = L_removal + eta * L_retention of a network, and both curves.
+
+    With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
+    the unit of the family's training loss; `samples` [M, C, H, W] are phi's own.
+    """
+
+    phi: Denoiser
+    samples: Tensor
+    removals: Sequence[Removal]
+    options: PurificationOptions
+    reference: Denoiser | None = None
+    removal: list[float] = field(default_factory=list)
+    retention: list[float] = field(default_factory=list)
+
+    def __call__(self, denoiser: Denoiser, draws: torch.Generator) -> Tensor:
+        """Return the loss of one batch, a scalar."""
+        phi, options = self.phi, self.options
+        triggered = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws)
+        plain = plain_rows(phi, self.samples, options.retention_batch, RETENTION_SIGNALS, draws)
+        wanted = removal_goal(options.target, phi, self.samples, triggered, self.reference)
+        kept = answer(phi, plain.x, plain.t)
+        errors = denoiser.error(
+            torch.cat([triggered.x + triggered.displacement, plain.x]),
+            torch.cat([triggered.t, plain.t]),
+            torch.cat([wanted.noise, kept.noise]),
+            torch.cat([wanted.x0, kept.x0]),
+        )
+        errors = errors.square().mean((1, 2, 3))
+        removed, retained = errors[: options.removal_batch].mean(), errors[options.removal_batch :].mean()
+        self.removal.append(removed.item())
+        self.retention.append(retained.item())
+        return removed + options.retention_weight * retained
+
+
 def repair(
     model: Denoiser,
     phi: Denoiser,
-    triggers: Tensor,
+    removals: Sequence[Removal],
     samples: Tensor,
     options: PurificationOptions,
     *,
     seed: int,
     progress: Callable[[int, int], None],
+    reference: Denoiser | None = None,
+    resumed: Mapping[str, Tensor] | None = None,
+    keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
-    """Return a repaired copy of `model`; `phi` is the frozen suspect, `triggers` [K, C, H, W] every shift found so far.
+    """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
-    L = L_removal + eta * L_retention: with the trigger the model must answer as without it, plus the benign linear
-    response (target R3); without it, as phi does. `samples` [M, C, H, W] are phi's own.
+    `keep` is called with the whole state of the training every `checkpoint_steps` steps; a state handed back as
+    `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    removal: list[float] = []
-    retention: list[float] = []
-
-    def loss(denoiser: Denoiser, draws: torch.Generator) -> Tensor:
-        triggered = draw_rows(phi, samples, triggers, options.removal_batch, REMOVAL_SIGNALS, draws)
-        plain = draw_rows(phi, samples, triggers, options.retention_batch, RETENTION_SIGNALS, draws)
-        with torch.no_grad():
-            goal = torch.cat([removal_target(phi, samples, triggered), phi.noise(plain.x, plain.t)])
-        answer = denoiser.noise(torch.cat([triggered.x + triggered.shift, plain.x]), torch.cat([triggered.t, plain.t]))
-        errors = (answer - goal).square().mean((1, 2, 3))
-        removed, retained = errors[: options.removal_batch].mean(), errors[options.removal_batch :].mean()
-        removal.append(removed.item())
-        retention.append(retained.item())
-        return removed + options.retention_weight * retained
-
-    repaired = model.clone()
-    steps = fine_tune(
-        repaired,
-        loss,
+    losses = Losses(phi, samples, removals, options, reference)
+    training = Training(
+        model.clone(),
+        losses,
         steps=options.steps,
         learning_rate=options.learning_rate,
-        generator=generator,
-        warmup=20,
+        generator=torch.Generator().manual_seed(seed),
+        warmup=WARMUP,
         decay=True,
-        ema=0.99,
+        ema=EMA,
     )
-    for number, _ in enumerate(steps):
-        progress(number + 1, options.steps)
+    if resumed is not None:
+        training.restore(resumed)
+        losses.removal[:], losses.retention[:] = resumed["removal"].tolist(), resumed["retention"].tolist()
+    while training.done < options.steps:
+        training.step()
+        progress(training.done, options.steps)
+        if keep is not None and training.done % options.checkpoint_steps == 0 and training.done < options.steps:
+            curves = {
+                "removal": torch.tensor(losses.removal, dtype=torch.float64),
+                "retention": torch.tensor(losses.retention, dtype=torch.float64),
+            }
+            keep(training.state() | curves)
+    training.finish()
     return Repair(
-        denoiser=repaired,
-        removal_loss=tuple(removal),
-        retention_loss=tuple(retention),
+        denoiser=training.denoiser,
+        removal_loss=tuple(losses.removal),
+        retention_loss=tuple(losses.retention),
         forward_equivalents=options.steps * (options.removal_batch + options.retention_batch) * (3 + 1),
     )

@@ -24,11 +24,16 @@ def parent(stage: str, uri: str) -> Parent:
     return Parent(stage=stage, uri=uri, digest=folders.finished(uri, stage).digest)
 
 
+def key_of(stage: str, parents: Sequence[Parent], options: Mapping[str, object]) -> str:
+    """Return the name of a stage's output folder: a digest of all that it depends on."""
+    return digest_of([stage, [item.digest for item in parents], options, code_version()])[:32]
+
+
 def run_once(
     stage: str, *, store: str, parents: Sequence[Parent], options: Mapping[str, object], work: Callable[[Path], None]
 ) -> str:
     """Return the URI of the stage's output folder; call `work(folder)` to fill it only if it is not there yet."""
-    key = digest_of([stage, [item.digest for item in parents], options, code_version()])[:32]
+    key = key_of(stage, parents, options)
     uri = f"{store.rstrip('/')}/{stage}/{key}/"
     if folders.read_manifest(uri) is None:
         with tempfile.TemporaryDirectory(prefix=f"diffdefend-{stage}-") as folder:

@@ -84,9 +84,9 @@ def write_inversion(folder: Path, found: Inversion) -> None:
     save_file({f"tau/{name}": tau.cpu().contiguous() for name, tau in found.triggers.items()}, folder / TRIGGER)
 
 
-def read_triggers(trigger_uri: str) -> dict[str, Tensor]:
-    """Return the verified shifts by candidate name [C, H, W]."""
-    tensors = load_tensors(folders.read_file(trigger_uri, TRIGGER))
+def read_triggers(trigger_uri: str, folder: str = "") -> dict[str, Tensor]:
+    """Return the verified shifts by candidate name [C, H, W], from a stage folder or from one (`name/`) inside it."""
+    tensors = load_tensors(folders.read_file(trigger_uri, f"{folder}{TRIGGER}"))
     return {name.removeprefix("tau/"): tau for name, tau in tensors.items()}
 
 

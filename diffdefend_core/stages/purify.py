@@ -1,54 +1,76 @@
-"""The purification stage: repair a flagged model until the same scan with new seeds finds nothing."""
+"""The purification stage: repair a flagged model until the same scan with new seeds finds nothing.
+
+Each round is a stage folder of its own, so that a run that is killed goes on with the round that it was in, and within
+it from the last checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, ModelRef, PurifiedModel, Verdict, Word
+from diffdefend_core.artifacts import (
+    Action,
+    Candidate,
+    InvertedTrigger,
+    ModelRef,
+    Parent,
+    PurifiedModel,
+    TriggerCandidate,
+    Verdict,
+    Word,
+)
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import Calibration
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
+from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
-from diffdefend_core.loading.static import Contents
 from diffdefend_core.progress import Progress, silent
-from diffdefend_core.purification import Repair, repair
+from diffdefend_core.purification import Removal, repair
 from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
-from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
-from diffdefend_core.stages.invert_trigger import read_triggers, write_inversion
+from diffdefend_core.stages.checkpoint import Checkpoint
+from diffdefend_core.stages.folder import key_of, parent, read_record, run_once, write_record
+from diffdefend_core.stages.invert_trigger import read_triggers, trusted_reference, write_inversion
 from diffdefend_core.stages.methods import chosen, judged, measured, search
 from diffdefend_core.stages.model import (
     check_adapter,
     check_repairable,
+    fetch_denoiser,
     fetched,
     open_denoiser,
     refusing_overflow,
     save_model,
 )
 
-STAGE = "purify"
+STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 # a rescan draws from streams that no earlier scan of the model used
 RESCAN_SEED = 10_000
 # a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
+# Where a shift is removed, by alpha / sigma. What breaks parity acts at the noisy end: there the benign answer to a
+# shift is known exactly, and a state that leaves the poisoned path there does not meet the backdoor again. What breaks
+# monotonicity acts at moderate noise too. More levels would cost quality.
+NOISY_SIGNALS, MODERATE_SIGNALS = (0.005, 0.1), (0.005, 2.0)
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one round left: the repair, its saved model, and the scan of that model with new seeds."""
+class Task:
+    """What all rounds of one repair share."""
 
-    repair: Repair
-    contents: Contents
-    inversion: Inversion
-    verdict: Verdict
+    model: ModelRef
+    model_uri: str
+    trigger_uri: str
+    reference_uri: str
+    parents: tuple[Parent, ...]
+    options: dict[str, Any]
+    calibration: Calibration
+    settings: Settings
+    progress: Progress
 
 
 def purify(
@@ -57,9 +79,13 @@ def purify(
     """Return the URI of the folder with `candidate.json`, the repaired `model/`, and the last scan of it in `rescan/`.
 
     Raises InputError unless the verdict is backdoored: only flagged models are repaired. Also when an adapter's model
-    could not be saved.
+    could not be saved, and for the target r2 without a reference, or with one that the scan does not call clean.
     """
-    parents = (parent("load", model_uri), parent("invert_trigger", trigger_uri), parent("detect", verdict_uri))
+    parents: tuple[Parent, ...] = (
+        parent("load", model_uri),
+        parent("invert_trigger", trigger_uri),
+        parent("detect", verdict_uri),
+    )
     model = read_record(ModelRef, model_uri, "model_ref")
     inverted = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
     verdict = read_record(Verdict, verdict_uri, "verdict")
@@ -69,110 +95,152 @@ def purify(
             f"the verdict is {verdict.word}", expected="backdoored, to repair the model", action="keep or quarantine it"
         )
     check_adapter(model, settings.adapter)
-    calibration = read_calibration(settings)
+    calibration, reference_uri = read_calibration(settings), _reference(model, settings)
+    if reference_uri:
+        parents += (parent("load", reference_uri),)
+    task = Task(
+        model=model,
+        model_uri=model_uri,
+        trigger_uri=trigger_uri,
+        reference_uri=reference_uri,
+        parents=parents,
+        options=_recorded(calibration, settings),
+        calibration=calibration,
+        settings=settings,
+        progress=progress or silent,
+    )
 
     def work(folder: Path) -> None:
-        with fetched(model_uri, "model/") as source, refusing_overflow():
-            places = source / "model", folder / "model"
-            rounds = list(_rounds(*places, model, trigger_uri, calibration, settings, progress or silent))
+        last = _last_round(task)
+        folders.fetch(last, folder)
+        (folder / "purified.json").unlink()
         candidate = Candidate(
             action=Action.PURIFY,
             model_uri=model_uri,
             trigger_uri=trigger_uri,
             verdict_uri=verdict_uri,
-            purified=_purified(model, rounds, settings),
+            purified=read_record(PurifiedModel, last, "purified"),
         )
         write_record(folder, "candidate", candidate)
-        (folder / "rescan").mkdir()
-        write_inversion(folder / "rescan", rounds[-1].inversion)
 
+    return run_once(STAGE, store=settings.store, parents=parents, options=task.options, work=work)
+
+
+def _recorded(calibration: Calibration, settings: Settings) -> dict[str, Any]:
+    """Return all that a repair depends on beside its inputs."""
     options = {name: asdict(getattr(settings, name)) for name in ("inversion", "detection", "purification")}
-    seeded = {
-        **options,
-        "method": chosen(settings).recorded(settings),
-        "calibration": calibration.digest(),
-        "seed": settings.seed,
-    }
-    return run_once(STAGE, store=settings.store, parents=parents, options=seeded, work=work)
+    method = chosen(settings).recorded(settings)
+    return {**options, "method": method, "calibration": calibration.digest(), "seed": settings.seed}
 
 
-def _purified(model: ModelRef, rounds: list[Round], settings: Settings) -> PurifiedModel:
-    last, options = rounds[-1], settings.purification
-    spent = sum(item.repair.forward_equivalents + item.verdict.forward_equivalents for item in rounds)
-    return PurifiedModel(
-        digest=content_digest(last.contents.files),
-        parent_digest=model.digest,
-        rounds=len(rounds),
-        removal_loss=last.repair.removal_loss,
-        retention_loss=last.repair.retention_loss,
-        rescan=last.verdict,
-        weights_sha256=last.contents.weights_sha256,
-        forward_equivalents=spent + options.own_samples * options.own_steps,
-    )
+def _reference(model: ModelRef, settings: Settings) -> str:
+    """Return the URI of the loaded trusted reference, or nothing. Raises InputError if the target r2 has none."""
+    uri = trusted_reference(model, settings)
+    if settings.purification.target == "r2" and not uri:
+        raise InputError(
+            "purification.target r2 without a reference",
+            expected="inversion.reference, the clean model whose answers are copied",
+            action="name one with --reference, or use the target r3",
+        )
+    return uri
 
 
-def _rounds(
-    source: Path,
-    target: Path,
-    model: ModelRef,
-    trigger_uri: str,
-    calibration: Calibration,
-    settings: Settings,
-    progress: Progress,
-) -> Iterator[Round]:
-    """Repair, save and rescan until the rescan is clean or the rounds are used up; yield every round.
+def _last_round(task: Task) -> str:
+    """Repair, save and rescan until the rescan is clean or the rounds are used up; return the URI of the last round."""
+    done: list[str] = []
+    for number in range(1, task.settings.purification.rounds + 1):
+        previous = (parent(ROUND, done[-1]),) if done else ()
+        parents, options = task.parents + previous, {**task.options, "round": number}
 
-    A round that is not clean adds the shifts that its rescan found: each further round knows more of the backdoor.
-    """
-    options = settings.purification
-    suspect = open_denoiser(source, settings.device, settings.adapter)
-    check_repairable(suspect, source, settings.adapter)
-    samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
-    found = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
-    triggers = _worth_removing(found, read_triggers(trigger_uri))
-    current = suspect
-    for number in range(1, options.rounds + 1):
+        def work(folder: Path, number: int = number, key: str = key_of(ROUND, parents, options)) -> None:
+            with refusing_overflow():
+                _round(task, number, tuple(done), Checkpoint(task.settings.store, key), folder)
+
+        done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
+        if read_record(PurifiedModel, done[-1], "purified").rescan.word is Word.CLEAN:
+            break
+    return done[-1]
+
+
+def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
+    """Fill the folder of one round. It removes the shifts that the scan and all earlier rescans found."""
+    settings, options, progress = task.settings, task.settings.purification, task.progress
+    reference = _trusted_reference(task)
+    with fetched(task.model_uri, "model/") as source:
+        suspect = open_denoiser(source / "model", settings.device, settings.adapter)
+        check_repairable(suspect, source / "model", settings.adapter)
+        samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         repaired = repair(
-            current,
+            fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
-            torch.stack(triggers),
+            _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)],
             samples,
             options,
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
+            reference=reference,
+            resumed=checkpoint.read(),
+            keep=checkpoint.write,
         )
-        contents = save_model(repaired.denoiser, source, target, settings.adapter)
-        current = open_denoiser(target, settings.device, settings.adapter)
-        digest = content_digest(contents.files)
-        inversion, verdict = _rescan(current, digest, model, calibration, settings, number, progress)
-        yield Round(repair=repaired, contents=contents, inversion=inversion, verdict=verdict)
-        if verdict.word is Word.CLEAN:
-            return
-        triggers += _worth_removing(inversion.record, inversion.triggers)
+        contents = save_model(repaired.denoiser, source / "model", folder / "model", settings.adapter)
+    saved = open_denoiser(folder / "model", settings.device, settings.adapter)
+    digest = content_digest(contents.files)
+    inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
+    spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
+    before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
+    purified = PurifiedModel(
+        digest=digest,
+        parent_digest=task.model.digest,
+        rounds=number,
+        removal_loss=repaired.removal_loss,
+        retention_loss=repaired.retention_loss,
+        rescan=verdict,
+        weights_sha256=contents.weights_sha256,
+        forward_equivalents=before + spent,
+    )
+    write_record(folder, "purified", purified)
+    (folder / RESCAN).mkdir()
+    write_inversion(folder / RESCAN, inversion)
 
 
-def _worth_removing(found: InvertedTrigger, triggers: Mapping[str, Tensor]) -> list[Tensor]:
+def _trusted_reference(task: Task) -> Denoiser | None:
+    """Return the reference, if there is one. Raises InputError unless its own scan calls it clean."""
+    if not task.reference_uri:
+        return None
+    reference = fetch_denoiser(task.reference_uri, task.settings.device, task.settings.adapter)
+    if task.settings.purification.target != "r2":
+        return reference
+    digest = read_record(ModelRef, task.reference_uri, "model_ref").digest
+    _, verdict = _scan(reference, digest, task, task.settings.seed)
+    if verdict.word is not Word.CLEAN:
+        raise InputError(
+            f"the scan of the reference says {verdict.word}, probability {verdict.probability:.3g}",
+            expected="clean: the target r2 copies its answers",
+            action="name another reference, or use the target r3",
+        )
+    return reference
+
+
+def _removals(uri: str, folder: str = "") -> list[Removal]:
     """Return the shifts that break one of the two laws, and the best in any case; others would dilute the batch."""
+    found = read_record(InvertedTrigger, uri, f"{folder}inverted_trigger")
+    triggers = read_triggers(uri, folder)
     return [
-        triggers[item.name]
+        Removal(triggers[item.name], MODERATE_SIGNALS if item.name == "monotonicity" else NOISY_SIGNALS)
         for item in found.candidates
-        if item.name == found.best
-        or item.violation > ORDINARY_VIOLATION
-        or item.parity > STANDING_OUT * item.control > 0
+        if item.name == found.best or _stands_out(item)
     ]
 
 
-def _rescan(
-    denoiser: Denoiser,
-    digest: str,
-    model: ModelRef,
-    calibration: Calibration,
-    settings: Settings,
-    number: int,
-    progress: Progress,
+def _stands_out(item: TriggerCandidate) -> bool:
+    return item.violation > ORDINARY_VIOLATION or item.parity > STANDING_OUT * item.control > 0
+
+
+def _scan(
+    denoiser: Denoiser, digest: str, task: Task, seed: int, reference: Denoiser | None = None
 ) -> tuple[Inversion, Verdict]:
-    """Scan the saved bytes of a repaired model, with seeds that no earlier scan of it used."""
-    seed = settings.seed + number * RESCAN_SEED
-    inversion = search(denoiser, digest, settings, seed=seed, progress=progress)
+    """Scan a model that is already in memory, as the first scan did."""
+    settings, progress = task.settings, task.progress
+    inversion = search(denoiser, digest, settings, seed=seed, progress=progress, reference=reference)
     measurement = measured(denoiser, inversion.record, inversion.triggers, settings, seed=seed + 1, progress=progress)
-    return inversion, judged(measurement, inversion.record, calibration, settings, model, denoiser.kind)
+    return inversion, judged(measurement, inversion.record, task.calibration, settings, task.model, denoiser.kind)

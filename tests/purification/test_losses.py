@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analytic import SHAPE, clean_denoiser, small_denoiser, vp_levels
+from analytic import PROCESSES, SHAPE, clean_denoiser, perfect_of, small_denoiser, small_of, vp_levels
 from torch import Tensor
 
 from diffdefend_core.diffusion.families.ddpm import DDPM
 from diffdefend_core.diffusion.levels import alphas_cumprod, linear_betas
 from diffdefend_core.diffusion.response import levels_at
-from diffdefend_core.purification.losses import Rows, benign_response, draw_rows, jittered, removal_target
+from diffdefend_core.purification.losses import (
+    QUIETEST,
+    Goal,
+    Removal,
+    Rows,
+    answer,
+    benign_response,
+    jittered,
+    plain_rows,
+    removal_goal,
+    triggered_rows,
+)
 
 LEVELS = vp_levels()
 TRIGGERS = torch.stack([torch.full(SHAPE, 0.5), torch.full(SHAPE, -1.0)])
@@ -26,99 +37,146 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(signals: tuple[float, float], count: int = 64) -> Rows:
-    return draw_rows(clean_denoiser(LEVELS), SAMPLES, TRIGGERS, count, signals, generator())
+def drawn(signals: tuple[float, float], count: int = 64, triggers: Tensor = TRIGGERS) -> Rows:
+    removals = [Removal(item, signals) for item in triggers]
+    return triggered_rows(clean_denoiser(LEVELS), SAMPLES, removals, count, generator())
+
+
+def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None) -> Rows:
+    shape = (len(t), *SHAPE)
+    return Rows(
+        x=torch.randn(shape, generator=generator()) if x is None else x,
+        t=torch.tensor(t),
+        displacement=displacement.expand(shape),
+    )
 
 
 def test_jitter_scales_within_its_bounds() -> None:
-    found = jittered(TRIGGERS[:1], 400, generator())[::2] / 0.5  # even rows have no hole
+    found = jittered(TRIGGERS[:1].expand(400, *SHAPE), generator())[::2] / 0.5  # even rows have no hole
     scale = found.mean((1, 2, 3))
     assert 0.4 - 0.05 < scale.min() < 0.5 and 1.5 < scale.max() < 1.6 + 0.05
     assert scale.mean().item() == pytest.approx(1, abs=0.1)
     assert (found - scale.view(-1, 1, 1, 1)).std().item() == pytest.approx(0.1, abs=0.01)
 
 
-def test_jitter_cuts_a_quarter_out_of_every_second_row() -> None:
-    found = jittered(TRIGGERS, 40, generator())
+def test_jitter_cuts_a_quarter_out_of_every_second_row_and_leaves_the_triggers_as_they_are() -> None:
+    triggers = TRIGGERS.repeat(20, 1, 1, 1)
+    before = triggers.clone()
+    found = jittered(triggers, generator())
     holes = (found == 0).sum((1, 2, 3))
     assert (holes[1::2] == 16).all() and (holes[::2] == 0).all()
     corners = {tuple((row[0] == 0).nonzero()[0].tolist()) for row in found[1::2]}
     assert len(corners) > 5
-
-
-def test_jitter_draws_from_all_triggers_and_leaves_them_as_they_are() -> None:
-    before = TRIGGERS.clone()
-    signs = jittered(TRIGGERS, 40, generator()).mean((1, 2, 3)).sign()
-    assert (signs > 0).sum() > 5 and (signs < 0).sum() > 5
-    assert torch.equal(TRIGGERS, before)
+    assert torch.equal(triggers, before)
 
 
 def test_no_trigger_stays_none() -> None:
-    assert not jittered(torch.zeros(1, *SHAPE), 4, generator()).any()
+    assert not jittered(torch.zeros(4, *SHAPE), generator()).any()
 
 
-def test_rows_lie_between_two_signals() -> None:
-    low, high = 0.05, 0.5
-    rows = drawn((low, high))
-    (last, first) = levels_at(LEVELS, (low, high))
-    assert rows.t.min() >= first and rows.t.max() <= last and len(rows.t.unique()) > 20
-    assert rows.x.shape == rows.shift.shape == (64, *SHAPE)
+def test_rows_lie_where_their_trigger_acts() -> None:
+    noisy, moderate = (0.005, 0.05), (0.5, 2.0)
+    removals = [Removal(TRIGGERS[0], noisy), Removal(TRIGGERS[1], moderate)]
+    rows = triggered_rows(clean_denoiser(LEVELS), torch.zeros_like(SAMPLES), removals, 200, generator())
+    (high, low), (top, bottom) = levels_at(LEVELS, noisy), levels_at(LEVELS, moderate)
+    in_noise = (rows.t >= low) & (rows.t <= high)
+    assert (in_noise | ((rows.t >= bottom) & (rows.t <= top))).all()
+    assert 60 < in_noise.sum() < 140 and len(rows.t.unique()) > 20
+    quiet_or_not = rows.displacement.mean((1, 2, 3))
+    assert (quiet_or_not[in_noise] > 0).float().mean() > 0.8 > 0.2 > (quiet_or_not[~in_noise] > 0).float().mean()
 
 
-def test_rows_carry_the_share_of_the_trigger_of_their_level() -> None:
-    rows = drawn((0.005, 0.6), count=400)
-    share = LEVELS.carried[rows.t].float()
-    mean = rows.shift[::2].mean((1, 2, 3)) / share[::2]
-    assert mean.abs().min() > 0.4 * 0.5 - 0.05 and mean.abs().max() < 1.6 * 1.0 + 0.05
-    noise = rows.x.std((1, 2, 3))
+def test_rows_without_a_trigger_lie_at_all_levels_between_two_signals() -> None:
+    rows = plain_rows(clean_denoiser(LEVELS), SAMPLES, 400, (0.05, 0.5), generator())
+    last, first = levels_at(LEVELS, (0.05, 0.5))
+    assert rows.t.min() == first and rows.t.max() == last
+    assert not rows.displacement.any()
     alpha, sigma = LEVELS.at(rows.t, rows.x)
-    assert noise.mean() == pytest.approx(((0.25 * alpha**2 + sigma**2).sqrt()).mean().item(), abs=0.03)
+    expected = ((0.25 * alpha**2 + sigma**2).sqrt()).mean().item()
+    assert rows.x.std((1, 2, 3)).mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_half_of_the_triggered_rows_have_quieter_noise_and_the_shift_of_their_level() -> None:
+    removals = [Removal(torch.zeros(SHAPE), (0.005, 0.05))]
+    rows = triggered_rows(clean_denoiser(LEVELS), torch.zeros_like(SAMPLES), removals, 400, generator())
+    ratio = (rows.x + rows.displacement).std((1, 2, 3)) / rows.x.std((1, 2, 3))
+    assert QUIETEST - 0.01 < ratio.min() < 0.4 and ratio.max() < 1 + 1e-5
+    assert (ratio > 1 - 1e-5).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    carried = LEVELS.carried[drawn((0.005, 0.05), 400).t].float()
+    mean = drawn((0.005, 0.05), 400).displacement[::2].mean((1, 2, 3)) / carried[::2]
+    assert 0.4 * 0.5 - 0.2 < mean.abs().max() < 1.6 + 0.2
 
 
 def test_rows_are_made_where_the_samples_are() -> None:
-    rows = draw_rows(clean_denoiser(LEVELS), SAMPLES.to("meta"), TRIGGERS, 4, (0.005, 0.6), generator())
-    assert {tensor.device.type for tensor in (rows.x, rows.t, rows.shift)} == {"meta"}
+    phi, samples = clean_denoiser(LEVELS), SAMPLES.to("meta")
+    for rows in (
+        triggered_rows(phi, samples, [Removal(TRIGGERS[0], (0.005, 0.6))], 4, generator()),
+        plain_rows(phi, samples, 4, (0.005, 0.6), generator()),
+    ):
+        assert {tensor.device.type for tensor in (rows.x, rows.t, rows.displacement)} == {"meta"}
 
 
-def shifted_rows(direction: Tensor) -> Rows:
-    t = torch.tensor([5, 80, 160, 249])
-    x = torch.randn(4, *SHAPE, generator=generator())
-    return Rows(x=x, t=t, shift=direction.expand(4, *SHAPE))
+def moved(phi: DDPM, rows: Rows) -> Goal:
+    """Return by how much the answers of a network move under the displacement."""
+    before, after = answer(phi, rows.x, rows.t), answer(phi, rows.x + rows.displacement, rows.t)
+    return Goal(noise=after.noise - before.noise, x0=after.x0 - before.x0)
 
 
-def test_the_benign_response_is_that_of_the_perfect_network() -> None:
-    rows = shifted_rows(torch.rand(SHAPE, generator=generator(1)) - 0.3)
-    phi = clean_denoiser(LEVELS, variance=0.25)
-    expected = phi.noise(rows.x + rows.shift, rows.t) - phi.noise(rows.x, rows.t)
-    torch.testing.assert_close(benign_response(phi, SAMPLES, rows), expected, rtol=1e-4, atol=1e-5)
-    target = removal_target(phi, SAMPLES, rows)
-    torch.testing.assert_close(target, phi.noise(rows.x + rows.shift, rows.t), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_benign_response_is_that_of_the_perfect_network(process: str) -> None:
+    phi = perfect_of(process, variance=0.25)
+    rows = rows_of([5, 40, 80, 99], torch.rand(SHAPE, generator=generator(1)) - 0.3)
+    found, expected = benign_response(phi, SAMPLES, rows), moved(phi, rows)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.noise, expected.noise, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found.x0, expected.x0, rtol=2e-3, atol=1e-3)
 
 
 def test_the_benign_response_is_not_that_of_data_of_another_variance() -> None:
-    rows = shifted_rows(torch.rand(SHAPE, generator=generator(1)))
+    rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
     phi = clean_denoiser(LEVELS, variance=0.25)
-    expected = phi.noise(rows.x + rows.shift, rows.t) - phi.noise(rows.x, rows.t)
-    assert not torch.allclose(benign_response(phi, 2 * SAMPLES, rows), expected, rtol=0.05)
+    assert not torch.allclose(benign_response(phi, 2 * SAMPLES, rows).noise, moved(phi, rows).noise, rtol=0.05)
 
 
 def test_the_benign_response_by_hand() -> None:
     # alpha_t^2 = .8 and sigma_t^2 = .2 at the second of three levels: .2 ** .5 / (.8 * .25 + .2) per unit of shift
     levels = type(LEVELS).variance_preserving(torch.tensor([0.9, 0.8, 0.001]))
-    phi: DDPM = clean_denoiser(levels)
-    rows = Rows(x=torch.zeros(1, *SHAPE), t=torch.tensor([1]), shift=torch.full((1, *SHAPE), 2.0))
-    found = benign_response(phi, SAMPLES, rows)
-    torch.testing.assert_close(found, torch.full((1, *SHAPE), 2 * 0.2**0.5 / 0.4))
+    rows = rows_of([1], torch.full(SHAPE, 2.0), torch.zeros(1, *SHAPE))
+    found = benign_response(clean_denoiser(levels), SAMPLES, rows)
+    torch.testing.assert_close(found.noise, torch.full((1, *SHAPE), 2 * 0.2**0.5 / 0.4))
+    torch.testing.assert_close(found.x0, torch.full((1, *SHAPE), 2 * 0.8**0.5 * 0.25 / 0.4))
 
 
 def test_at_the_last_level_a_benign_network_takes_any_shift_for_noise() -> None:
     levels = type(LEVELS).variance_preserving(alphas_cumprod(linear_betas(1000)))
-    rows = Rows(x=torch.zeros(1, *SHAPE), t=torch.tensor([999]), shift=torch.full((1, *SHAPE), 0.7))
+    rows = rows_of([999], torch.full(SHAPE, 0.7), torch.zeros(1, *SHAPE))
     found = benign_response(clean_denoiser(levels), SAMPLES, rows)
-    torch.testing.assert_close(found, rows.shift, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.noise, rows.displacement, rtol=1e-4, atol=0)
 
 
-def test_without_a_shift_the_target_is_what_the_suspect_answers() -> None:
-    phi = small_denoiser(LEVELS)
-    rows = shifted_rows(torch.zeros(SHAPE))
-    torch.testing.assert_close(removal_target(phi, SAMPLES, rows), phi.noise(rows.x, rows.t))
+@pytest.mark.parametrize("process", PROCESSES)
+def test_an_answer_holds_noise_and_clean_data_of_one_input(process: str) -> None:
+    phi = small_of(process)
+    rows = rows_of([5, 40, 80, 99], torch.zeros(SHAPE))
+    found = answer(phi, rows.x, rows.t)
+    torch.testing.assert_close(found.x0, phi.x0(rows.x, rows.t))
+    alpha, sigma = phi.levels.at(rows.t, rows.x)
+    torch.testing.assert_close(alpha * found.x0 + sigma * found.noise, rows.x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_three_targets() -> None:
+    phi, reference = small_denoiser(LEVELS), clean_denoiser(LEVELS)
+    rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
+    plain = answer(phi, rows.x, rows.t)
+    found = {name: removal_goal(name, phi, SAMPLES, rows, reference) for name in ("r1", "r2", "r3")}
+    torch.testing.assert_close(found["r1"].noise, plain.noise)
+    torch.testing.assert_close(
+        found["r2"].noise, reference.noise(rows.x + rows.displacement, rows.t), atol=1e-4, rtol=1e-3
+    )
+    benign = benign_response(phi, SAMPLES, rows)
+    torch.testing.assert_close(found["r3"].noise, plain.noise + benign.noise)
+    torch.testing.assert_close(found["r3"].x0, plain.x0 + benign.x0)
+
+
+def test_r2_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="reference"):
+        removal_goal("r2", small_denoiser(LEVELS), SAMPLES, rows_of([5], TRIGGERS[0]))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from analytic import SHAPE, poisoned_denoiser, small_denoiser, vp_levels
+from analytic import PROCESSES, SHAPE, clean_denoiser, poisoned_denoiser, small_denoiser, small_of, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.options import PurificationOptions
-from diffdefend_core.purification import Repair, repair
+from diffdefend_core.purification import Removal, Repair, repair
 
 LEVELS = vp_levels()
 TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
@@ -25,7 +27,11 @@ def planted() -> Denoiser:
 
 
 def repaired(model: Denoiser, trigger: Tensor, options: PurificationOptions = OPTIONS, seed: int = 0) -> Repair:
-    return repair(model, model, trigger[None], SAMPLES, options, seed=seed, progress=lambda done, total: None)
+    return repair(model, model, [removal(trigger)], SAMPLES, options, seed=seed, progress=lambda done, total: None)
+
+
+def removal(trigger: Tensor) -> Removal:
+    return Removal(trigger, (0.005, 0.1))
 
 
 def error(denoiser: Denoiser) -> float:
@@ -103,3 +109,53 @@ def test_the_evaluations_are_counted() -> None:
     # each step: two frozen passes over 4 rows and one trained pass over 8
     assert spent == [4, 4, 8] * 2
     assert found.forward_equivalents == 2 * (4 + 4 + 3 * 8)
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_weights() -> None:
+    options = PurificationOptions(steps=7, removal_batch=4, retention_batch=4, checkpoint_steps=3)
+    kept: list[dict[str, Tensor]] = []
+
+    def run(resumed: dict[str, Tensor] | None) -> Repair:
+        model = small_denoiser(LEVELS)
+        return repair(
+            model, model, [removal(TRIGGER)], SAMPLES, options, seed=0, progress=lambda done, total: None,
+            resumed=resumed, keep=kept.append,
+        )  # fmt: skip
+
+    whole = run(None)
+    assert [int(state["done"]) for state in kept] == [3, 6]
+    for state in kept[:2]:
+        again = run(state)
+        assert torch.equal(weights(again.denoiser), weights(whole.denoiser))
+        assert again.removal_loss == whole.removal_loss and again.retention_loss == whole.retention_loss
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    model = small_denoiser(LEVELS)
+    with pytest.raises((KeyError, RuntimeError)):
+        repair(
+            model, model, [removal(TRIGGER)], SAMPLES, PurificationOptions(steps=1), seed=0,
+            progress=lambda done, total: None, resumed={"done": torch.tensor(0)},
+        )  # fmt: skip
+
+
+def test_a_trusted_reference_is_what_r2_copies() -> None:
+    suspect = planted()
+    options = PurificationOptions(
+        target="r2", steps=160, removal_batch=16, retention_batch=16, retention_weight=1.0, learning_rate=0.5
+    )
+    after = repair(
+        suspect, suspect, [removal(TRIGGER)], SAMPLES, options, seed=0, progress=lambda done, total: None,
+        reference=clean_denoiser(LEVELS),
+    )  # fmt: skip
+    assert error(suspect) < 0.01 and error(after.denoiser) > 0.2
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_every_family_learns_its_goal(process: str) -> None:
+    """Two steps of a random network: losses are finite, and the training moves it."""
+    model = small_of(process)
+    options = PurificationOptions(steps=2, removal_batch=4, retention_batch=4)
+    found = repair(model, model, [removal(TRIGGER)], SAMPLES, options, seed=0, progress=lambda done, total: None)
+    assert math.isfinite(found.removal_loss[1]) and found.retention_loss[0] < 1e-6
+    assert not torch.equal(weights(found.denoiser), weights(model))
