@@ -56,14 +56,11 @@ def reference_set(model: ModelRef, settings: Settings) -> ReferenceSet:
     named = settings.evaluation.reference
     if named == "self":
         return ReferenceSet("the model's own samples on other seeds", "", _own(settings))
-    if named.endswith(".npz"):
-        content = read_small(named)
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"{named.rsplit('/', 1)[-1]} (sha256 {digest[:12]})"
-        return ReferenceSet(name, digest, lambda _model, chosen, _progress: (from_npz(content, chosen, name), 0))
     if not named.startswith("models:"):
         store, prefix = open_store(to_uri(named).rstrip("/") + "/")
-        entries = store.entries(prefix, MAX_ENTRIES)
+        entries = [] if named.endswith(".npz") else store.entries(prefix, MAX_ENTRIES)
+        if not entries:
+            return _file(named)
         images = [entry for entry in entries if entry.key.lower().endswith(SUFFIXES)]
         is_model = f"{prefix}model_index.json" in {entry.key for entry in entries}
         if images and not is_model:
@@ -75,6 +72,13 @@ def reference_set(model: ModelRef, settings: Settings) -> ReferenceSet:
                 action="check the path or URI",
             )
     return _trusted(named, model, settings)
+
+
+def _file(named: str) -> ReferenceSet:
+    content = read_small(named)
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"{named.rsplit('/', 1)[-1]} (sha256 {digest[:12]})"
+    return ReferenceSet(name, digest, lambda _model, chosen, _progress: (from_npz(content, chosen, name), 0))
 
 
 def _own(settings: Settings) -> Make:
