@@ -29,11 +29,14 @@ def read_weights(content: bytes, what: str) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        if not content.startswith((b"PK", b"\x80")):
+        if content[8:9] == b"{":  # the header of a safetensors file follows its length
             return dict(load(content))
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except SafetensorError as error:
         raise _unreadable(what, " ".join(str(error).split())[:120]) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
+        # torch's own message advises to unpickle what cannot be read otherwise
+        raise _unreadable(what, "it is no torch checkpoint, or holds more than tensors") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise _unreadable(what, "it holds more than named tensors")
     return tensors

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffdefend_core.artifacts import Action, AttackRow, Candidate, Metric, ModelRef, Scorecard
@@ -93,7 +93,8 @@ def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | Non
         with refusing_overflow():
             card, pictures = _measure(candidate, models, tools, settings, progress or silent)
         write_record(folder, "scorecard", card)
-        save_file({name: images.contiguous() for name, images in pictures.items()}, folder / "samples.safetensors")
+        samples = save({name: images.contiguous() for name, images in pictures.items()})
+        (folder / "samples.safetensors").write_bytes(samples)
 
     return run_once(
         STAGE,
