@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#3d4650"
-PANELS = 4
+PANELS = 4  # in a row, at most
 QUIET = "#b4bcc4"
 _STYLE: Any = {
     "font.size": 8.5,
@@ -82,11 +82,15 @@ def losses_svg(curves: Mapping[str, Sequence[float]], accent: str) -> str:
 
 
 def success_svg(rows: Sequence[AttackRow], thresholds: Sequence[float], chosen: float, accent: str) -> str:
-    """Return the success rate over the threshold, a panel for each row: before in grey, after in the accent colour."""
+    """Return the success rate over the threshold, a panel for each row: before in grey, after in the accent colour.
+
+    The rows of one trigger stand side by side; there is at least one row.
+    """
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _grid(len(rows), PANELS)
+        triggers = [row.trigger for row in rows]
+        figure, panels = _grid(len(rows), max(2, min(PANELS, triggers.count(triggers[0]))))
         for axes, row in zip(panels, rows, strict=True):
             for curve, color in ((row.curve_before, QUIET), (row.curve_after, accent)):
                 _plot_curve(axes, thresholds, curve, color)

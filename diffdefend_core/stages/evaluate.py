@@ -166,13 +166,12 @@ def _shots(
         found["recovered"] = recovered_backdoor(read_best(candidate.trigger_uri), model, settings, progress)
     if options.known_trigger:
         found["known"] = known_backdoor(known, model, options.known_trigger)
-    shots = [Shot(name, FIRES, backdoor, options.triggered_samples) for name, backdoor in found.items()]
-    if options.other_samples:
-        shots += [
-            Shot(name, kind, other, options.other_samples)
-            for name, backdoor in found.items()
-            for kind, other in by_other_samplers(backdoor, model).items()
-        ]
+    shots = []
+    for name, backdoor in found.items():
+        shots.append(Shot(name, FIRES, backdoor, options.triggered_samples))
+        if options.other_samples:
+            others = by_other_samplers(backdoor, model)
+            shots += [Shot(name, kind, other, options.other_samples) for kind, other in others.items()]
     return tuple(shots)
 
 

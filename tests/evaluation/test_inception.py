@@ -81,6 +81,7 @@ def test_features_are_those_of_torch_fidelity(network: Any) -> None:
     torch.testing.assert_close(chosen.features(grey), chosen.features(grey.expand(-1, 3, -1, -1)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_torchmetrics(network: Any) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -90,7 +91,6 @@ def test_the_distance_is_that_of_torchmetrics(network: Any) -> None:
     # torchmetrics brings images to 299 x 299 in another way; of this size there is nothing to bring
     real, fake = (torch.rand(6, 3, 299, 299, generator=generator) ** power for power in (1, 2))
     theirs = FrechetInceptionDistance(feature=Bare2048(network), normalize=True, input_img_size=(3, 299, 299))
-    theirs.set_dtype(torch.float64)
     for images, is_real in ((real, True), (fake, False)):
         theirs.update(images, real=is_real)
     first, second = (gaussian(chosen.features((images * 255).byte() / 255)) for images in (real, fake))
