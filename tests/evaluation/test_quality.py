@@ -60,7 +60,7 @@ def test_a_set_against_itself_is_perfect(reference: Reference) -> None:
 
 def test_precision_and_recall_fall_with_other_pictures(reference: Reference) -> None:
     noise = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    ones = digits()[2::4][:1] / 2 + 0.5 + 0.01 * noise
+    ones = digits()[:1] / 2 + 0.5 + 0.01 * noise
     assert values(noise, reference)["precision"] < 0.5
     single = values(ones.clamp(0, 1), reference)
     assert single["precision"] > 0.8 and single["recall"] < 0.1
