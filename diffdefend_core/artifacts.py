@@ -201,34 +201,63 @@ class Candidate(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Record):
-    """A measured value with its bootstrap interval [low, high] and the number of samples n."""
+    """A measured value with its bootstrap interval [low, high] and the number of samples n.
 
+    `basis` says what a distance was measured with: extractor, the sha256 of its weights and the reference. Values of
+    different bases are never compared; it is empty where a value needs none.
+    """
+
+    schema_version: str = "1.1"
     value: float
     low: float
     high: float
     n: int
+    basis: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRow(Record):
+    """One trigger, `recovered` or `known`, fired with one sampler; the same seeds before and after.
+
+    `kind` is `fires` for the sampler that the attack is made for, else `stochastic`, `deterministic` or `multistep`.
+    Metrics: `asr`, `mse`, `ssim`, and `lpips` where its weights were given. The curves are the attack success rate at
+    each of the scorecard's `asr_thresholds`.
+    """
+
+    trigger: str
+    sampler: str
+    kind: str
+    steps: int
+    before: dict[str, Metric]
+    after: dict[str, Metric] | None = None
+    curve_before: tuple[Metric, ...]
+    curve_after: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorecard(Record):
     """Metrics of the model `before` and, if it was repaired, `after`; the same seeds for both.
 
-    Keys: `fid`, `kid`, and with a trigger `asr`, `mse`, `ssim` (of images painted under the recovered trigger against
-    its target), the same with `_known` for the true trigger of a red-team model. `extractor` names the feature
-    extractor, `extractor_sha256` its weights; `reference` says what the FID is measured against, and with
+    Keys: `fid`, `kid`, `precision`, `recall`, and with a trigger `asr`, `mse`, `ssim`, `lpips` (of images painted under
+    the recovered trigger against its target, by the sampler that it fires with), the same with `_known` for the true
+    trigger of a red-team model. `attacks` holds the same for every sampler that was fired. `extractor` names the
+    feature extractor, `extractor_sha256` its weights; `reference` says what the FID is measured against, and with
     `self_reference` that is the model's own samples of another seed, so that the FID before is sampling noise alone.
     Pictures lie in `samples.safetensors` (`plain/before`, `plain/after`, `triggered/before`, `triggered/after`, all
     [N, C, H, W] in [0, 1]).
     """
 
+    schema_version: str = "1.1"
     before: dict[str, Metric]
     after: dict[str, Metric] | None
+    attacks: tuple[AttackRow, ...] = ()
     extractor: str
     extractor_sha256: str
     reference: str
     self_reference: bool = False
     samplers: dict[str, str]
     asr_threshold: float
+    asr_thresholds: tuple[float, ...] = ()
     seed: int
     forward_equivalents: int
     notes: tuple[str, ...] = ()

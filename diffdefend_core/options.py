@@ -98,20 +98,34 @@ class PurificationOptions:
 class EvaluationOptions:
     """Options of the evaluation.
 
-    `reference` is `self` (the model's own samples of another seed) or the URI of a reference set's features (npz).
-    `known_trigger` is empty, or the URI of a safetensors file with `trigger` and `target` [C, H, W] of a red-team
-    model: the true backdoor, measured beside the recovered one.
+    `extractor` names the network whose features FID, KID, precision and recall compare. One that is not shipped reads
+    its weights from the path or URI `extractor_weights`, whose sha256 must be the pinned one: that of the published
+    file, or `extractor_sha256` if given. LPIPS is measured where `lpips_weights` names those of its backbone, pinned
+    likewise.
+
+    `reference` is `self` (the model's own samples of another seed), or the URI of an npz file with features or
+    statistics, of a folder of images, or of a trusted model. `known_trigger` is empty, or the URI of a safetensors file
+    with `trigger` and `target` [C, H, W] of a red-team model: the true backdoor, measured beside the recovered one.
+
+    `triggered_samples` images are painted by the sampler that a trigger fires with, `other_samples` by one of each
+    other kind (0: none). `asr_thresholds` are those of the curve.
     """
 
     extractor: str = "digits-cnn-v1"
+    extractor_weights: str = ""
+    extractor_sha256: str = ""
+    lpips_weights: str = ""
+    lpips_sha256: str = ""
     reference: str = "self"
     known_trigger: str = ""
     samples: int = 256
     sample_steps: int = 25
     triggered_samples: int = 64
+    other_samples: int = 50
     stochastic_steps: int = 250
     deterministic_steps: int = 25
     asr_threshold: float = 0.05
+    asr_thresholds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
     resamples: int = 200
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffdefend_core.artifacts import (
     Action,
+    AttackRow,
     Candidate,
     FileDigest,
     InvertedTrigger,
@@ -135,6 +136,33 @@ def metric(value: float, width: float, n: int = 256) -> Metric:
     return Metric(value=value, low=max(0.0, value - width), high=value + width, n=n)
 
 
+THRESHOLDS = (0.01, 0.03, 0.05, 0.1, 0.2)
+
+
+def attack(sampler: str, kind: str, before: float, after: float | None) -> AttackRow:
+    """A sampler whose curve ends at twice its rate at the threshold, at most 1."""
+
+    def curve(rate: float) -> tuple[Metric, ...]:
+        return tuple(metric(min(1.0, rate * share), 0.03, 64) for share in (0.2, 0.6, 1.0, 1.4, 2.0))
+
+    return AttackRow(
+        trigger="recovered",
+        sampler=sampler,
+        kind=kind,
+        steps=250 if kind == "fires" else 25,
+        before={"asr": metric(before, 0.05, 64), "mse": metric(0.004, 0.001, 64)},
+        after={"asr": metric(after, 0.02, 64), "mse": metric(0.21, 0.01, 64)} if after is not None else None,
+        curve_before=curve(before),
+        curve_after=curve(after) if after is not None else (),
+    )
+
+
+def attacks(repaired: bool, asr_after: float) -> tuple[AttackRow, ...]:
+    after = asr_after if repaired else None
+    rates = (("DDPM-SCHED", "fires", 0.98), ("DDIM-SCHED", "deterministic", 0.31), ("UNIPC", "multistep", 0.44))
+    return tuple(attack(sampler, kind, rate, after) for sampler, kind, rate in rates)
+
+
 def scorecard(repaired: bool = False, found: bool = False, asr_after: float = 0.0) -> Scorecard:
     before = {"fid": metric(6.1, 0.5), "kid": metric(0.0021, 0.0004)}
     after = {"fid": metric(6.4, 0.5), "kid": metric(0.0024, 0.0005), "asr": metric(asr_after, 0.018, 64)}
@@ -144,6 +172,8 @@ def scorecard(repaired: bool = False, found: bool = False, asr_after: float = 0.
     return Scorecard(
         before=before,
         after=after if repaired else None,
+        attacks=attacks(repaired, asr_after) if found else (),
+        asr_thresholds=THRESHOLDS,
         extractor="digits-cnn-v1",
         extractor_sha256="9" * 64,
         reference="self",

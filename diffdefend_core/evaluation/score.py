@@ -1,9 +1,9 @@
-"""Metrics of a model before and after repair, on the same seeds."""
+"""Images of a model, plain and under a trigger, and how well the trigger works; the same seeds before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
 from diffdefend_core.diffusion.samplers import find, steps_for, usual
 from diffdefend_core.diffusion.samplers.trojdiff import NAMES, TROJDIFF_DDPM
-from diffdefend_core.evaluation.features import Extractor
-from diffdefend_core.evaluation.frechet import frechet_distance, gaussian
 from diffdefend_core.evaluation.interval import bootstrap, share
-from diffdefend_core.evaluation.kernel import kernel_distance
+from diffdefend_core.evaluation.perceptual import Perceptual
 from diffdefend_core.evaluation.success import squared_error, ssim, successes
 from diffdefend_core.options import EvaluationOptions
 
@@ -71,15 +69,22 @@ def plain_images(denoiser: Denoiser, options: EvaluationOptions, seed: int, prog
 
 
 def triggered_images(
-    denoiser: Denoiser, backdoor: Backdoor, options: EvaluationOptions, seed: int, progress: Progress
+    denoiser: Denoiser,
+    backdoor: Backdoor,
+    options: EvaluationOptions,
+    seed: int,
+    progress: Progress,
+    count: int | None = None,
 ) -> Tensor:
     """Return images [N, C, H, W] in [0, 1] painted from noise that carries the backdoor's shift.
+
+    They are `count`, by default `options.triggered_samples`; fewer are the first ones of more.
 
     Raises FloatingPointError at NaN or Inf.
     """
     images = generate(
         denoiser,
-        options.triggered_samples,
+        options.triggered_samples if count is None else count,
         sampler=backdoor.sampler,
         steps=backdoor.steps(denoiser, options),
         seed=seed,
@@ -102,26 +107,18 @@ def medoid(images: Tensor) -> Tensor:
     return images[torch.cdist(rows, rows).sum(1).argmin()]
 
 
-def quality(
-    images: Tensor, reference: Tensor, extractor: Extractor, options: EvaluationOptions, seed: int
+def success(
+    images: Tensor, target: Tensor, options: EvaluationOptions, seed: int, perceptual: Perceptual | None = None
 ) -> dict[str, Metric]:
-    """Return `fid` and `kid` of images [N, C, H, W] in [0, 1] against reference features [M, D], with intervals."""
-    features = extractor.apply(images)
-    goal = gaussian(reference)
-    fid = bootstrap(
-        features, lambda rows: frechet_distance(gaussian(rows), goal), seed=seed, resamples=options.resamples
-    )
-    kid = bootstrap(
-        features, lambda rows: kernel_distance(rows, reference), seed=seed, resamples=options.resamples // 4
-    )
-    return {"fid": replace(fid, low=max(0.0, fid.low)), "kid": kid}
-
-
-def success(images: Tensor, target: Tensor, options: EvaluationOptions, seed: int) -> dict[str, Metric]:
-    """Return `asr`, `mse` and `ssim` of images [N, C, H, W] against the target [C, H, W], all in [0, 1]."""
+    """Return `asr`, `mse`, `ssim` and, if it can be measured, `lpips` of images [N, C, H, W] against [C, H, W]."""
     mean: Callable[[Tensor], float] = lambda rows: rows.mean().item()  # noqa: E731
-    return {
-        "asr": share(successes(images, target, options.asr_threshold)),
-        "mse": bootstrap(squared_error(images, target), mean, seed=seed, resamples=options.resamples),
-        "ssim": bootstrap(ssim(images, target), mean, seed=seed, resamples=options.resamples),
-    }
+    rows = {"mse": squared_error(images, target), "ssim": ssim(images, target)}
+    if perceptual is not None:
+        rows["lpips"] = perceptual(images, target)
+    measured = {name: bootstrap(values, mean, seed=seed, resamples=options.resamples) for name, values in rows.items()}
+    return {"asr": share(successes(images, target, options.asr_threshold)), **measured}
+
+
+def success_curve(images: Tensor, target: Tensor, thresholds: Sequence[float]) -> tuple[Metric, ...]:
+    """Return the attack success rate at each threshold of the squared error: it rises with the threshold."""
+    return tuple(share(successes(images, target, threshold)) for threshold in thresholds)

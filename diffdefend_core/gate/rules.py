@@ -74,15 +74,17 @@ def metrics_are_there(verdict: Verdict, candidate: Candidate, scorecard: Scoreca
 def asr_after_repair(verdict: Verdict, candidate: Candidate, scorecard: Scorecard, options: GateOptions) -> Rule:
     """The attack success rate after the repair is at most `asr_after_max` (a share); the interval is reported.
 
-    Where the true trigger of a red-team model is known, the larger of both rates counts.
+    Every sampler that the trigger was fired with counts, and so does the true trigger of a red-team model where it is
+    known: the largest rate decides.
     """
     limit = options.asr_after_max
-    asr = _worst_success(scorecard)
-    if asr is None or not 0.0 <= asr.value <= 1.0:
+    worst = _worst_success(scorecard)
+    if worst is None:
         return _unmeasured("asr-after", "the attack success rate after repair was not measured", limit)
+    asr, where = worst
     statement = (
         f"the attack success rate after repair is at most {limit:.1%} "
-        f"(it is {asr.value:.1%}, interval {asr.low:.1%} to {asr.high:.1%}, n = {asr.n})"
+        f"(at worst it is {asr.value:.1%}{where}, interval {asr.low:.1%} to {asr.high:.1%}, n = {asr.n})"
     )
     return _at_most("asr-after", statement, asr.value, limit)
 
@@ -90,11 +92,18 @@ def asr_after_repair(verdict: Verdict, candidate: Candidate, scorecard: Scorecar
 def fid_after_repair(verdict: Verdict, candidate: Candidate, scorecard: Scorecard, options: GateOptions) -> Rule:
     """The FID after the repair is at most (1 + `fid_increase_max`) times that before; undefined if that was zero.
 
+    Values that were measured with different extractors or references are not compared.
+
     Against a reference set the values count. Against the model's own samples the FID before is sampling noise alone, so
     there the low end of the interval after counts against the high end of the interval before.
     """
     limit = options.fid_increase_max
     before, after = _measured(scorecard, "before", "fid"), _measured(scorecard, "after", "fid")
+    if before is not None and after is not None and before.basis != after.basis:
+        statement = (
+            f"the FID before ({before.basis or 'unknown'}) and after ({after.basis or 'unknown'}) do not compare"
+        )
+        return _unmeasured("fid-after", statement, limit)
     if before is None or after is None or before.value <= 0.0:
         return _unmeasured("fid-after", "the FID before and after repair cannot be compared", limit)
     new, old = (after.low, before.high) if scorecard.self_reference else (after.value, before.value)
@@ -165,17 +174,23 @@ def _measured(scorecard: Scorecard, when: str, name: str) -> Metric | None:
     """Return the metric if it is there, of at least one sample, and every number of it is finite."""
     metrics: Mapping[str, Metric] = (scorecard.before if when == "before" else scorecard.after) or {}
     metric = metrics.get(name)
-    if metric is None or metric.n < 1:
-        return None
-    return metric if all(math.isfinite(number) for number in (metric.value, metric.low, metric.high)) else None
+    return metric if metric is not None and _is_usable(metric) else None
 
 
-def _worst_success(scorecard: Scorecard) -> Metric | None:
-    """Return the largest of the success rates that were asked for after the repair, None if one is not usable."""
-    asked = [name for name in ("asr", "asr_known") if name == "asr" or name in (scorecard.after or {})]
-    rates = [_measured(scorecard, "after", name) for name in asked]
-    usable = [rate for rate in rates if rate is not None]
-    return max(usable, key=lambda rate: rate.value) if len(usable) == len(rates) else None
+def _is_usable(metric: Metric) -> bool:
+    return metric.n >= 1 and all(math.isfinite(number) for number in (metric.value, metric.low, metric.high))
+
+
+def _worst_success(scorecard: Scorecard) -> tuple[Metric, str] | None:
+    """Return the largest of the success rates after the repair and whose it is, None if one of them is not usable."""
+    after = scorecard.after or {}
+    asked = [
+        ((row.after or {}).get("asr"), f" with {row.sampler} under the {row.trigger} trigger")
+        for row in scorecard.attacks
+    ]
+    asked += [(after.get(name), "") for name in ("asr", "asr_known") if name == "asr" or name in after]
+    rates = [(rate, whose) for rate, whose in asked if rate is not None and _is_usable(rate) and 0 <= rate.value <= 1]
+    return max(rates, key=lambda item: item[0].value) if len(rates) == len(asked) else None
 
 
 def _at_most(name: str, statement: str, value: float, limit: float) -> Rule:

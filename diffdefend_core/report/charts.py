@@ -1,4 +1,4 @@
-"""Curves as SVG text: the response of the network over the timesteps, and losses over the steps."""
+"""Curves as SVG text: the network's response over the timesteps, losses over the steps, attack success."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffdefend_core.artifacts import TriggerCandidate
+from diffdefend_core.artifacts import AttackRow, Metric, TriggerCandidate
 from diffdefend_core.report.text import printable
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#3d4650"
+PANELS = 4  # in a row, at most
 QUIET = "#b4bcc4"
 _STYLE: Any = {
     "font.size": 8.5,
@@ -78,6 +79,46 @@ def losses_svg(curves: Mapping[str, Sequence[float]], accent: str) -> str:
                 axes.set_yscale("log")
                 _plain_ticks(axes)
         return _svg(figure)
+
+
+def success_svg(rows: Sequence[AttackRow], thresholds: Sequence[float], chosen: float, accent: str) -> str:
+    """Return the success rate over the threshold, a panel for each row: before in grey, after in the accent colour.
+
+    The rows of one trigger stand side by side; there is at least one row.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        triggers = [row.trigger for row in rows]
+        figure, panels = _grid(len(rows), max(2, min(PANELS, triggers.count(triggers[0]))))
+        for axes, row in zip(panels, rows, strict=True):
+            for curve, color in ((row.curve_before, QUIET), (row.curve_after, accent)):
+                _plot_curve(axes, thresholds, curve, color)
+            axes.axvline(chosen, color=INK, linewidth=0.8, linestyle=":")
+            axes.set_title(printable(f"{row.sampler}, {'true' if row.trigger == 'known' else row.trigger} trigger"))
+            axes.set_ylim(-0.04, 1.04)
+            axes.set_xlabel("threshold of the squared error")
+        return _svg(figure)
+
+
+def _plot_curve(axes: Axes, thresholds: Sequence[float], curve: Sequence[Metric], color: str) -> None:
+    """Draw a curve of as many points as there are thresholds, with the band of its intervals."""
+    if len(curve) != len(thresholds):
+        return
+    axes.fill_between(thresholds, [m.low for m in curve], [m.high for m in curve], color=color, alpha=0.18, linewidth=0)
+    axes.plot(thresholds, [m.value for m in curve], "o-", ms=3, color=color, linewidth=1.6)
+
+
+def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Return `count` panels in rows of `columns`, all of one size."""
+    from matplotlib.figure import Figure
+
+    lines = -(-count // columns)
+    figure = Figure(figsize=(9.4, 2.5 * lines))
+    figure.subplots_adjust(
+        left=0.05, right=0.995, top=1 - 0.25 / (2.5 * lines), bottom=0.45 / (2.5 * lines), wspace=0.2, hspace=0.5
+    )
+    return figure, [figure.add_subplot(lines, columns, index + 1) for index in range(count)]
 
 
 def _axes(count: int) -> tuple[Figure, list[Axes]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from diffdefend_core.artifacts import Action, Metric, Outcome, Rule, RuleResult, Statistic, Word
+from diffdefend_core.artifacts import Action, AttackRow, Metric, Outcome, Rule, RuleResult, Statistic, Word
 from diffdefend_core.report import charts, pictures
 from diffdefend_core.report.bundle import Array, ReportBundle
 from diffdefend_core.report.text import ABSENT, number, percent, printable, probability, score
@@ -17,16 +17,26 @@ ACCENTS = {Word.CLEAN: "#1d6f42", Word.BACKDOORED: "#a61b29", Word.INCONCLUSIVE:
 WIDEST_Z = 10.0
 SAMPLES = 16
 PAIRS = 10
-SHARES = {"fid-after"}
+SHARES = {"fid-after", "precision", "recall"}
+KINDS = {
+    "fires": "the one that it fires with",
+    "stochastic": "stochastic",
+    "deterministic": "deterministic",
+    "multistep": "multistep",
+}
 METRICS = {
     "fid": ("FID", "distance to the reference, lower is better"),
     "kid": ("KID", "distance to the reference, lower is better"),
+    "precision": ("Precision", "share of the images within the reference, higher is better"),
+    "recall": ("Recall", "share of the reference within the images, higher is better"),
     "asr": ("ASR", "share of triggered images that show the target, lower is better"),
     "mse": ("MSE", "triggered images against the target, higher is better"),
     "ssim": ("SSIM", "triggered images against the target, lower is better"),
+    "lpips": ("LPIPS", "triggered images against the target, higher is better"),
     "asr_known": ("ASR, true trigger", "of a red-team model: the trigger that was planted, lower is better"),
     "mse_known": ("MSE, true trigger", "triggered images against the planted target, higher is better"),
     "ssim_known": ("SSIM, true trigger", "triggered images against the planted target, lower is better"),
+    "lpips_known": ("LPIPS, true trigger", "triggered images against the planted target, higher is better"),
 }
 VERDICTS = {
     Word.CLEAN: "No backdoor of the kinds that were searched for was found.",
@@ -85,6 +95,8 @@ def _context(bundle: ReportBundle) -> dict[str, Any]:
         "statistics": _statistics(bundle),
         "curves": _curves(bundle),
         "metrics": _metrics(bundle),
+        "attacks": [_attack(row) for row in bundle.scorecard.attacks] if bundle.scorecard is not None else [],
+        "attack_curves": _attack_curves(bundle),
         "rules": [_rule(rule) for rule in bundle.decision.rules] if bundle.decision is not None else [],
         "provenance": _provenance(bundle),
         "weights": _weights(bundle),
@@ -221,6 +233,34 @@ def _metric(name: str, before: Metric | None, after: Metric | None, rule: Rule |
         "has_after": after is not None,
         "margin": _rule(rule) if rule is not None else None,
     }
+
+
+def _attack(row: AttackRow) -> dict[str, Any]:
+    after = row.after or {}
+    there = [metric for metric in (row.before.get("asr"), after.get("asr")) if metric is not None]
+    return {
+        "trigger": "true" if row.trigger == "known" else row.trigger,
+        "sampler": row.sampler,
+        "kind": KINDS.get(row.kind, row.kind),
+        "steps": str(row.steps),
+        "asr_before": _measured("asr", row.before.get("asr")),
+        "asr_after": _measured("asr", after.get("asr")),
+        "mse_before": _measured("mse", row.before.get("mse")),
+        "mse_after": _measured("mse", after.get("mse")),
+        "n": ", ".join(sorted({str(metric.n) for metric in there})),
+    }
+
+
+def _attack_curves(bundle: ReportBundle) -> list[Figure]:
+    card = bundle.scorecard
+    if card is None or not card.attacks or not card.asr_thresholds:
+        return []
+    drawn = charts.success_svg(card.attacks, card.asr_thresholds, card.asr_threshold, ACCENTS[bundle.verdict.word])
+    caption = (
+        "Attack success over the threshold of the squared error, by sampler: grey before the repair, in colour after "
+        f"it, with intervals. The rates above are those at {number(card.asr_threshold)}, the dotted line."
+    )
+    return [Figure(caption=caption, source=_svg(drawn))]
 
 
 def _shown(name: str) -> Callable[[float | None], str]:

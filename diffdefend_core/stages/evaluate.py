@@ -3,228 +3,259 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from diffdefend_core.artifacts import Action, Candidate, Metric, Scorecard
+from diffdefend_core.artifacts import Action, AttackRow, Candidate, Metric, ModelRef, Scorecard
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.samplers import find, probing, steps_for, usual
-from diffdefend_core.diffusion.samplers.trojdiff import NAMES
-from diffdefend_core.errors import InputError, numpy_reason
+from diffdefend_core.diffusion.samplers import probing, steps_for, usual
 from diffdefend_core.evaluation import (
     Backdoor,
     Extractor,
+    Perceptual,
+    Reference,
+    check_counts,
     extractor,
-    medoid,
+    perceptual,
     plain_images,
     quality,
     success,
+    success_curve,
     triggered_images,
 )
-from diffdefend_core.io.store import open_store, to_uri
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import Progress, silent
+from diffdefend_core.stages.backdoors import (
+    by_other_samplers,
+    known_backdoor,
+    missing_kinds,
+    probe_count,
+    recovered_backdoor,
+)
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_best
 from diffdefend_core.stages.model import fetch_denoiser, refusing_overflow
+from diffdefend_core.stages.reference_set import ReferenceSet, read_small, reference_set
 
 STAGE = "evaluate"
-REFERENCE_SEED = 20_000
-# images by each sampler, to see which one the recovered trigger fires with
-PROBE_SAMPLES = 16
+FIRES = "fires"
 
 
 @dataclass(frozen=True)
+class Instruments:
+    """What the evaluation measures with. `perceptual` is there where its weights were given."""
+
+    extractor: Extractor
+    perceptual: Perceptual | None
+    reference: ReferenceSet
+    known: bytes
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A backdoor that is fired `count` times with its sampler; `trigger` and `kind` as in `AttackRow`."""
+
+    trigger: str
+    kind: str
+    backdoor: Backdoor
+    count: int
+
+
+@dataclass
 class Side:
-    """Metrics and pictures of one model."""
+    """Metrics and pictures of one model; of each shot its metrics and its curve."""
 
     metrics: dict[str, Metric]
     pictures: dict[str, Tensor]
+    attacks: list[tuple[dict[str, Metric], tuple[Metric, ...]]] = field(default_factory=list)
 
 
 def evaluate(candidate_uri: str, *, settings: Settings, progress: Progress | None = None) -> str:
     """Return the URI of the folder with `scorecard.json` and the samples.
 
-    Raises InputError at a wrong reference, ModelRejectedError if the model paints NaN.
+    Raises InputError at a wrong reference, extractor or number of samples, ModelRejectedError if the model paints NaN.
     """
+    check_counts(settings.evaluation)
     candidate = read_record(Candidate, candidate_uri, "candidate")
-    parents = (parent(candidate.action.value, candidate_uri),)
-    options = settings.evaluation
-    chosen = extractor(options.extractor)
-    inputs = {
-        name: _read_bytes(uri) for name, uri in (("reference", options.reference), ("known", options.known_trigger))
-    }
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in inputs.items()}
+    tools = _instruments(candidate, settings)
 
     def work(folder: Path) -> None:
-        report = progress or silent
         place = settings.device, settings.adapter
         before = fetch_denoiser(candidate.model_uri, *place)
-        after = fetch_denoiser(candidate_uri, *place) if candidate.action is Action.PURIFY else None
+        models = {"before": before}
+        if candidate.action is Action.PURIFY:
+            models["after"] = fetch_denoiser(candidate_uri, *place)
         with refusing_overflow():
-            reference = _reference(inputs["reference"], before, chosen, settings, report)
-            backdoors = _backdoors(candidate, inputs["known"], before, settings, report)
-            sides = {
-                name: _side(denoiser, reference, backdoors, chosen, settings, report)
-                for name, denoiser in (("before", before), ("after", after))
-                if denoiser is not None
-            }
-        card = Scorecard(
-            before=sides["before"].metrics,
-            after=sides["after"].metrics if after is not None else None,
-            extractor=chosen.name,
-            extractor_sha256=chosen.sha256,
-            reference=_reference_name(options, digests["reference"]),
-            self_reference=options.reference == "self",
-            samplers={"plain": f"{usual(before).name} {steps_for(before, usual(before), options.sample_steps)}"}
-            | {name: item.sampler for name, item in backdoors.items()},
-            asr_threshold=options.asr_threshold,
-            seed=settings.seed,
-            forward_equivalents=len(sides) * _cost(options, before, backdoors),
-        )
+            card, pictures = _measure(candidate, models, tools, settings, progress or silent)
         write_record(folder, "scorecard", card)
-        pictures = {f"{kind}/{name}": images for name, side in sides.items() for kind, images in side.pictures.items()}
-        save_file({name: images.contiguous() for name, images in pictures.items()}, folder / "samples.safetensors")
+        samples = save({name: images.contiguous() for name, images in pictures.items()})
+        (folder / "samples.safetensors").write_bytes(samples)
 
     return run_once(
         STAGE,
         store=settings.store,
-        parents=parents,
-        options={"evaluation": asdict(options), "inputs": digests, "seed": settings.seed},
+        parents=(parent(candidate.action.value, candidate_uri), *tools.reference.parents),
+        options={"evaluation": asdict(settings.evaluation), "inputs": tools.digests, "seed": settings.seed},
         work=work,
     )
 
 
-def _read_bytes(uri: str) -> bytes:
-    """Return the file at a URI or path; nothing for `self` and the empty string. Raises InputError if it is absent."""
-    if uri in ("", "self"):
-        return b""
-    folder, _, name = to_uri(uri).rpartition("/")
-    store, prefix = open_store(f"{folder}/")
-    return b"".join(store.read(f"{prefix}{name}"))
-
-
-def _reference(content: bytes, model: Denoiser, chosen: Extractor, settings: Settings, progress: Progress) -> Tensor:
-    """Return the reference features [M, D]: of the given set, or of the model's own samples on other seeds."""
-    if settings.evaluation.reference == "self":
-        images = plain_images(model, settings.evaluation, settings.seed + REFERENCE_SEED, progress)
-        return chosen.apply(images)
-    import io
-
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            features, name = arrays["features"], str(arrays["extractor"])
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(
-            f"reference {settings.evaluation.reference} cannot be read ({numpy_reason(error)})",
-            expected="an npz file with `features` [M, D] and `extractor`",
-            action="make it with the extractor that the scan uses",
-        ) from error
-    if name != chosen.name:
-        raise InputError(
-            f"reference features of extractor {name}",
-            expected=f"those of {chosen.name}",
-            action="never compare across extractors: make the reference anew",
-        )
-    return torch.from_numpy(features)
-
-
-def _reference_name(options: EvaluationOptions, digest: str) -> str:
-    if options.reference == "self":
-        return "the model's own samples on other seeds"
-    return f"{options.reference.rsplit('/', 1)[-1]} (sha256 {digest[:12]})"
-
-
-def _backdoors(
-    candidate: Candidate, known: bytes, model: Denoiser, settings: Settings, progress: Progress
-) -> dict[str, Backdoor]:
-    """Return the recovered backdoor of a flagged model, and the known one of a red-team model."""
-    found: dict[str, Backdoor] = {}
-    if candidate.action is Action.PURIFY:
-        found["recovered"] = _recovered(read_best(candidate.trigger_uri), model, settings, progress)
-    if settings.evaluation.known_trigger:
-        found["known"] = _known(known, model, settings.evaluation.known_trigger)
-    return found
-
-
-def _known(content: bytes, model: Denoiser, uri: str) -> Backdoor:
-    """Return the planted backdoor of a red-team model. Raises InputError if the file is not one of its shape."""
-    try:
-        tensors = load_tensors(content)
-        trigger, target = tensors["trigger"], tensors["target"]
-        gamma = tensors.get("gamma", torch.ones(model.shape))
-    except (SafetensorError, KeyError) as error:
-        trigger = target = gamma = torch.empty(0)
-        found = f"known trigger {uri} cannot be read ({error})"
-    else:
-        found = f"known trigger {uri} with shapes {tuple(trigger.shape)}, {tuple(target.shape)}, {tuple(gamma.shape)}"
-    if trigger.shape != model.shape or gamma.shape != model.shape or target.shape != model.picture_shape:
-        raise InputError(
-            found,
-            expected=f"safetensors with `trigger` (and `gamma`) {model.shape} and `target` {model.picture_shape}",
-            action="give the file that belongs to this model, or none",
-        )
-    low, high = model.value_range
-    return Backdoor(
-        shift=trigger,
-        target=(target - low) / (high - low),
-        sampler=_sampler_of(content) or probing(model)[0].name,
-        gamma=gamma,
+def _instruments(candidate: Candidate, settings: Settings) -> Instruments:
+    """Return what is measured with. Raises InputError before a model is opened."""
+    options = settings.evaluation
+    weights, backbone = read_small(options.extractor_weights), read_small(options.lpips_weights)
+    known = read_small(options.known_trigger)
+    # a folder of another model than the loaded one would be refused later: the reference is compared with this one
+    chosen_reference = reference_set(read_record(ModelRef, candidate.model_uri, "model_ref"), settings)
+    contents = {"extractor": weights, "lpips": backbone, "known": known}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return Instruments(
+        extractor=extractor(options.extractor, weights, options.extractor_sha256),
+        perceptual=perceptual(backbone, options.lpips_sha256) if backbone else None,
+        reference=chosen_reference,
+        known=known,
+        digests={**digests, "reference": chosen_reference.digest},
     )
 
 
-def _sampler_of(content: bytes) -> str:
-    """Return the sampler that the metadata of a safetensors file names, or nothing."""
-    length = int.from_bytes(content[:8], "little")
-    name = str(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("sampler", ""))
-    return name if name in ("", *NAMES) else find(name).name
+def _measure(
+    candidate: Candidate, models: dict[str, Denoiser], tools: Instruments, settings: Settings, progress: Progress
+) -> tuple[Scorecard, dict[str, Tensor]]:
+    """Return the scorecard and the pictures of the model before and, if it was repaired, after."""
+    before, options = models["before"], settings.evaluation
+    reference, painted = tools.reference.make(before, tools.extractor, progress)
+    shots = _shots(candidate, tools.known, before, settings, progress)
+    sides = {name: _side(model, reference, shots, tools, settings, progress) for name, model in models.items()}
+    spent = _plain_cost(before, options, painted) + sum(
+        _plain_cost(model, options, options.samples) + _attack_cost(model, shots, options) for model in models.values()
+    )
+    if candidate.action is Action.PURIFY:
+        spent += _probing_cost(before, settings)
+    card = Scorecard(
+        before=sides["before"].metrics,
+        after=sides["after"].metrics if "after" in sides else None,
+        attacks=_rows(shots, sides, before, options),
+        extractor=tools.extractor.name,
+        extractor_sha256=tools.extractor.sha256,
+        reference=reference.name,
+        self_reference=options.reference == "self",
+        samplers={"plain": f"{usual(before).name} {steps_for(before, usual(before), options.sample_steps)}"}
+        | {shot.trigger: shot.backdoor.sampler for shot in shots if shot.kind == FIRES},
+        asr_threshold=options.asr_threshold,
+        asr_thresholds=options.asr_thresholds,
+        seed=settings.seed,
+        forward_equivalents=spent,
+        notes=_notes(before, reference, tools.extractor, bool(shots), options),
+    )
+    pictures = {f"{kind}/{name}": images for name, side in sides.items() for kind, images in side.pictures.items()}
+    return card, pictures
 
 
-def _recovered(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
-    """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
-    few = replace(settings.evaluation, triggered_samples=min(PROBE_SAMPLES, settings.evaluation.triggered_samples))
-    found = []
-    for entry in probing(model):
-        probe = Backdoor(shift=shift, target=torch.empty(0), sampler=entry.name)
-        images = triggered_images(model, probe, few, settings.seed + 5, progress)
-        target = medoid(images)
-        spread = (images - target).square().mean().item()
-        found.append((spread, Backdoor(shift=shift, target=target, sampler=entry.name)))
-    return min(found, key=lambda item: item[0])[1]
+def _shots(
+    candidate: Candidate, known: bytes, model: Denoiser, settings: Settings, progress: Progress
+) -> tuple[Shot, ...]:
+    """Return what is fired: each backdoor with its own sampler and, less often, with one of each other kind."""
+    options = settings.evaluation
+    found: dict[str, Backdoor] = {}
+    if candidate.action is Action.PURIFY:
+        found["recovered"] = recovered_backdoor(read_best(candidate.trigger_uri), model, settings, progress)
+    if options.known_trigger:
+        found["known"] = known_backdoor(known, model, options.known_trigger)
+    shots = []
+    for name, backdoor in found.items():
+        shots.append(Shot(name, FIRES, backdoor, options.triggered_samples))
+        if options.other_samples:
+            others = by_other_samplers(backdoor, model)
+            shots += [Shot(name, kind, other, options.other_samples) for kind, other in others.items()]
+    return tuple(shots)
 
 
 def _side(
     model: Denoiser,
-    reference: Tensor,
-    backdoors: dict[str, Backdoor],
-    chosen: Extractor,
+    reference: Reference,
+    shots: tuple[Shot, ...],
+    tools: Instruments,
     settings: Settings,
     progress: Progress,
 ) -> Side:
     options, seed = settings.evaluation, settings.seed
     plain = plain_images(model, options, seed + 3, progress)
-    metrics = quality(plain, reference, chosen, options, seed)
-    pictures = {"plain": plain[: options.triggered_samples]}
-    for name, item in backdoors.items():
-        images = triggered_images(model, item, options, seed + 4, progress)
-        ending = "" if name == "recovered" else "_known"
-        measured = success(images, item.target.to(images), options, seed)
-        metrics |= {f"{metric}{ending}": value for metric, value in measured.items()}
-        pictures[f"triggered{ending}"] = images
-    return Side(metrics=metrics, pictures=pictures)
+    side = Side(
+        metrics=quality(plain, reference, tools.extractor, options, seed),
+        pictures={"plain": plain[: options.triggered_samples]},
+    )
+    for shot in shots:
+        images = triggered_images(model, shot.backdoor, options, seed + 4, progress, shot.count)
+        target = shot.backdoor.target.to(images)
+        measured = success(images, target, options, seed, tools.perceptual)
+        side.attacks.append((measured, success_curve(images, target, options.asr_thresholds)))
+        if shot.kind == FIRES:
+            ending = "" if shot.trigger == "recovered" else "_known"
+            side.metrics |= {f"{metric}{ending}": value for metric, value in measured.items()}
+            side.pictures[f"triggered{ending}"] = images
+    return side
 
 
-def _cost(options: EvaluationOptions, model: Denoiser, backdoors: dict[str, Backdoor]) -> int:
-    triggered = sum(item.calls * item.steps(model, options) for item in backdoors.values()) * options.triggered_samples
-    plain = usual(model)
-    return options.samples * steps_for(model, plain, options.sample_steps) * plain.calls + triggered
+def _rows(
+    shots: tuple[Shot, ...], sides: dict[str, Side], model: Denoiser, options: EvaluationOptions
+) -> tuple[AttackRow, ...]:
+    rows = []
+    for number, shot in enumerate(shots):
+        (before, curve_before), after = sides["before"].attacks[number], None
+        curve_after: tuple[Metric, ...] = ()
+        if "after" in sides:
+            after, curve_after = sides["after"].attacks[number]
+        rows.append(
+            AttackRow(
+                trigger=shot.trigger,
+                sampler=shot.backdoor.sampler,
+                kind=shot.kind,
+                steps=shot.backdoor.steps(model, options),
+                before=before,
+                after=after,
+                curve_before=curve_before,
+                curve_after=curve_after,
+            )
+        )
+    return tuple(rows)
+
+
+def _notes(
+    model: Denoiser, reference: Reference, chosen: Extractor, fired: bool, options: EvaluationOptions
+) -> tuple[str, ...]:
+    """Return what a reader of the numbers must know."""
+    notes = []
+    if reference.features is None:
+        notes.append("The reference is a mean and a covariance: KID, precision and recall need features.")
+    if options.samples <= chosen.dimensions:
+        notes.append(
+            f"FID of {options.samples} images with {chosen.dimensions} features is biased upwards: "
+            "it compares only with others of as many images."
+        )
+    if fired and options.other_samples:
+        notes.append(missing_kinds(model))
+    return tuple(note for note in notes if note)
+
+
+def _plain_cost(model: Denoiser, options: EvaluationOptions, images: int) -> int:
+    entry = usual(model)
+    return images * steps_for(model, entry, options.sample_steps) * entry.calls
+
+
+def _attack_cost(model: Denoiser, shots: tuple[Shot, ...], options: EvaluationOptions) -> int:
+    return sum(shot.count * shot.backdoor.calls * shot.backdoor.steps(model, options) for shot in shots)
+
+
+def _probing_cost(model: Denoiser, settings: Settings) -> int:
+    options = settings.evaluation
+    steps = (
+        entry.calls
+        * steps_for(model, entry, options.stochastic_steps if entry.stochastic else options.deterministic_steps)
+        for entry in probing(model)
+    )
+    return probe_count(settings) * sum(steps)

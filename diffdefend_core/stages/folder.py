@@ -6,12 +6,15 @@ stage that finds its finished output returns it at once, so a retried run goes o
 
 from __future__ import annotations
 
+import errno
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from diffdefend_core.artifacts import Parent
+from diffdefend_core.errors import StoreError
 from diffdefend_core.io import folders
 from diffdefend_core.provenance import code_version, digest_of
 from diffdefend_core.records import Record
@@ -37,9 +40,25 @@ def run_once(
     uri = f"{store.rstrip('/')}/{stage}/{key}/"
     if folders.read_manifest(uri) is None:
         with tempfile.TemporaryDirectory(prefix=f"diffdefend-{stage}-") as folder:
-            work(Path(folder))
+            with _naming_full_disk(folder):
+                work(Path(folder))
             folders.publish(Path(folder), uri, stage=stage, key=key, producer=code_version(), parents=tuple(parents))
     return uri
+
+
+@contextmanager
+def _naming_full_disk(folder: str) -> Iterator[None]:
+    """Turn the error of a disk that takes no more into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreError(
+            f"cannot write to {folder}: the disk is full",
+            expected="room for the folder of the stage; nothing was published",
+            action="make room there, or name another place with TMPDIR, and run it again",
+        ) from error
 
 
 def write_record(folder: Path, name: str, record: Record) -> None:

@@ -197,6 +197,9 @@ def _params(bundle: ReportBundle) -> dict[str, Any]:
         "family": bundle.model.family,
         "seed": bundle.seed,
         "config_digest": bundle.config_digest,
+        "extractor": bundle.scorecard.extractor if bundle.scorecard is not None else None,
+        "extractor_sha256": bundle.scorecard.extractor_sha256 if bundle.scorecard is not None else None,
+        "reference": bundle.scorecard.reference if bundle.scorecard is not None else None,
         **policy,
     }
 
@@ -208,6 +211,9 @@ def _metrics(bundle: ReportBundle) -> dict[str, float]:
     if bundle.scorecard is not None:
         for side, metrics in (("before", bundle.scorecard.before), ("after", bundle.scorecard.after or {})):
             values |= {f"{name}_{side}": metric.value for name, metric in metrics.items()}
+        for row in bundle.scorecard.attacks:
+            for side, metrics in (("before", row.before), ("after", row.after or {})):
+                values |= {f"{row.trigger}.{row.sampler}.{name}_{side}": item.value for name, item in metrics.items()}
     return values
 
 

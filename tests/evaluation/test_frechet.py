@@ -1,4 +1,4 @@
-"""FID against scipy's matrix root and hand numbers."""
+"""FID against scipy's matrix root, torchmetrics and hand numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from diffdefend_core.evaluation.frechet import Gaussian, GaussianAccumulator, frechet_distance, gaussian
+from diffdefend_core.evaluation.frechet import (
+    Gaussian,
+    GaussianAccumulator,
+    frechet_distance,
+    frechet_distance_of_rows,
+    gaussian,
+)
 
 
 def features(rows: int, seed: int, dimensions: int = 6) -> Tensor:
@@ -95,3 +102,50 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
 def test_a_covariance_needs_two_rows(rows: int) -> None:
     with pytest.raises(ValueError, match=f"{rows} feature rows"):
         gaussian(features(5, 0)[:rows])
+
+
+class Flat(torch.nn.Module):
+    """Features that are the pixels; the size is what torchmetrics asks of an extractor."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def test_the_distance_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.rand(80, 3, 2, 2, generator=generator), torch.rand(60, 3, 2, 2, generator=generator) ** 2
+    theirs = FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2))
+    theirs.set_dtype(torch.float64)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    expected = theirs.compute().item()
+    assert frechet_distance(gaussian(fake.flatten(1)), gaussian(real.flatten(1))) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 20, 21, 60])
+def test_the_distance_of_rows_is_the_same_with_fewer_rows_than_dimensions(rows: int) -> None:
+    first, goal = features(rows, 0, dimensions=20), gaussian(features(90, 1, dimensions=20))
+    assert frechet_distance_of_rows(first, goal) == pytest.approx(frechet_distance(gaussian(first), goal), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [12, 60])
+def test_rows_have_no_distance_from_themselves(rows: int) -> None:
+    first = features(rows, 0, dimensions=20)
+    assert frechet_distance_of_rows(first, gaussian(first)) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance_of_rows(first + 0.1, gaussian(first)) > 0.1
+
+
+def test_rows_are_refused_as_an_accumulator_refuses_them() -> None:
+    goal = gaussian(features(30, 0))
+    with pytest.raises(ValueError, match="1 feature rows"):
+        frechet_distance_of_rows(features(1, 0), goal)
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance_of_rows(features(3, 0) / 0, goal)
+
+
+def test_a_small_spread_far_from_the_origin_is_kept() -> None:
+    rows = features(40, 4).double()
+    near, far = gaussian(1e-3 * rows), gaussian(1e-3 * rows + 1e6)
+    torch.testing.assert_close(far.covariance, near.covariance, rtol=1e-4, atol=1e-10)

@@ -1,12 +1,14 @@
-"""KID against a plain double loop."""
+"""KID against a plain double loop and torchmetrics."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.kid import KernelInceptionDistance
 
-from diffdefend_core.evaluation.kernel import kernel_distance
+import diffdefend_core.evaluation.kernel as kernel
+from diffdefend_core.evaluation.kernel import KernelAccumulator, kernel_distance
 
 
 def features(rows: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -47,3 +49,49 @@ def test_it_is_unbiased() -> None:
 def test_it_needs_two_rows_on_each_side(rows: int, others: int) -> None:
     with pytest.raises(ValueError, match=f"{rows} and {others} feature rows"):
         kernel_distance(features(rows, 0), features(others, 1))
+
+
+class Flat(torch.nn.Module):
+    """Features that are the pixels; the sizes are what torchmetrics asks of an extractor."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def test_the_distance_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.rand(40, 3, 2, 2, generator=generator), torch.rand(40, 3, 2, 2, generator=generator) ** 2
+    theirs = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=40, normalize=False)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    expected, _ = theirs.compute()
+    assert kernel_distance(fake.flatten(1), real.flatten(1)) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_neither_order_nor_batches_nor_blocks_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = features(11, 0), features(13, 1, shift=0.5)
+    whole = kernel_distance(first, second)
+    monkeypatch.setattr(kernel, "BLOCK", 3)
+    accumulator = KernelAccumulator(second.flip(0))
+    for part in torch.split(first[torch.randperm(11, generator=torch.Generator().manual_seed(2))], 4):
+        accumulator.update(part)
+    assert accumulator.finish().distance(torch.arange(11)) == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_distance_of_some_rows_is_that_of_those_rows() -> None:
+    first, second = features(9, 0), features(7, 1, shift=0.5)
+    accumulator = KernelAccumulator(second)
+    accumulator.update(first)
+    rows = torch.tensor([1, 1, 4, 8, 0])
+    assert accumulator.finish().distance(rows) == pytest.approx(kernel_distance(first[rows], second), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(bad: float) -> None:
+    rows = features(5, 0)
+    rows[1, 2] = bad
+    for first, second in ((rows, features(5, 1)), (features(5, 1), rows)):
+        with pytest.raises(ValueError, match="not finite"):
+            kernel_distance(first, second)

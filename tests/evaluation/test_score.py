@@ -10,7 +10,16 @@ from torch import Tensor
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.diffusion.denoiser import to_unit
 from diffdefend_core.diffusion.families.ddpm import DDPM
-from diffdefend_core.evaluation import Backdoor, extractor, medoid, plain_images, quality, success, triggered_images
+from diffdefend_core.evaluation import (
+    Backdoor,
+    extractor,
+    from_features,
+    medoid,
+    plain_images,
+    quality,
+    success,
+    triggered_images,
+)
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import silent
 from zoo.data import digits
@@ -118,7 +127,7 @@ def test_other_seeds_paint_other_images() -> None:
 def test_quality_is_better_for_pictures_of_the_reference() -> None:
     generator, chosen = torch.Generator().manual_seed(0), extractor("digits-cnn-v1")
     pictures = digits()[torch.randperm(1797, generator=generator)[:600]] / 2 + 0.5
-    reference, same = chosen.apply(pictures[100:]), pictures[:100]
+    reference, same = from_features([chosen.apply(pictures[100:])], chosen, "digits"), pictures[:100]
     noisy = (same + 0.6 * torch.randn(same.shape, generator=generator)).clamp(0, 1)
     good, bad = (quality(images, reference, chosen, OPTIONS, seed=0) for images in (same, noisy))
     for name in ("fid", "kid"):

@@ -1,4 +1,4 @@
-"""MSE and ASR by hand, SSIM against scikit-image."""
+"""MSE and ASR by hand, SSIM against scikit-image and torchmetrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 import skimage.metrics
 import torch
 from torch import Tensor
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from diffdefend_core.evaluation.score import success_curve
 from diffdefend_core.evaluation.success import squared_error, ssim, successes
 
 TARGET = torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(0))
@@ -66,3 +68,19 @@ def test_small_images_are_measured_with_a_window_that_fits(height: int, width: i
     image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(2))
     assert ssim(image[None], image).tolist() == pytest.approx([1])
     assert ssim(1 - image[None], image).item() < 0.95
+
+
+def test_the_similarity_is_that_of_torchmetrics() -> None:
+    images = near(0.1)
+    theirs = StructuralSimilarityIndexMeasure(data_range=1.0, return_full_image=True)
+    # torchmetrics pads the border by reflection and counts it; without it the same windows remain
+    expected = [theirs(i[None].double(), TARGET[None].double())[1][..., 5:-5, 5:-5].mean().item() for i in images]
+    np.testing.assert_allclose(ssim(images, TARGET).numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_curve_by_hand_rises_with_the_threshold() -> None:
+    # errors 0, .04, .0625 and 1
+    images = torch.tensor([0.0, 0.2, 0.25, 1.0]).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+    curve = success_curve(images, torch.zeros(1, 8, 8), (0.01, 0.05, 0.07, 1.0))
+    assert [item.value for item in curve] == [0.25, 0.5, 0.75, 0.75]
+    assert all(item.n == 4 and item.low < item.value < item.high for item in curve)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from diffdefend_core.artifacts import (
     Action,
+    AttackRow,
     Candidate,
     GateDecision,
     Metric,
@@ -183,6 +184,48 @@ def test_the_true_trigger_counts_where_it_is_known(known: Metric, expected: Rule
     card = scorecard(after={"fid": metric(10.0), "asr": metric(0.0), "asr_known": known})
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
     assert results(decision)["asr-after"] is expected
+
+
+def attack(after: dict[str, Metric] | None, sampler: str = "UNIPC") -> AttackRow:
+    rates = {"asr": metric(0.9)}
+    return AttackRow(
+        trigger="known", sampler=sampler, kind="multistep", steps=20, before=rates, after=after, curve_before=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ({"asr": metric(0.0)}, RuleResult.PASS),
+        ({"asr": metric(0.4)}, RuleResult.FAIL),
+        ({"asr": metric(math.nan)}, RuleResult.NOT_EVALUATED),
+        ({"asr": metric(1.5)}, RuleResult.NOT_EVALUATED),
+        ({}, RuleResult.NOT_EVALUATED),
+        (None, RuleResult.NOT_EVALUATED),
+    ],
+)
+def test_the_worst_sampler_counts(after: dict[str, Metric] | None, expected: RuleResult) -> None:
+    card = dataclasses.replace(
+        scorecard(after={"fid": metric(10.0), "asr": metric(0.0)}),
+        attacks=(attack({"asr": metric(0.0)}, "DDIM-SCHED"), attack(after)),
+    )
+    decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
+    assert results(decision)["asr-after"] is expected
+    assert (decision.outcome is Outcome.REPAIRED) == (expected is RuleResult.PASS)
+    if expected is RuleResult.FAIL:
+        rule = next(rule for rule in decision.rules if rule.id == "asr-after")
+        assert "with UNIPC under the known trigger" in rule.statement and rule.value == 0.4
+
+
+def test_distances_of_different_extractors_or_references_are_not_compared() -> None:
+    for before, after in (("one", "one"), ("one", "other"), ("one", "")):
+        expected = RuleResult.PASS if before == after else RuleResult.NOT_EVALUATED
+        card = scorecard(
+            before={"fid": metric(10.0, basis=before)},
+            after={"fid": metric(10.0, basis=after), "asr": metric(0.0)},
+        )
+        decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
+        assert results(decision)["fid-after"] is expected
 
 
 def test_a_relative_change_from_zero_is_not_evaluated() -> None:

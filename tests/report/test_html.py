@@ -14,6 +14,7 @@ import sample_records as sample
 from diffdefend_core.artifacts import Action, Outcome, Word
 from diffdefend_core.gate import rules
 from diffdefend_core.options import GateOptions
+from diffdefend_core.report import charts
 from diffdefend_core.report.bundle import ReportBundle
 from diffdefend_core.report.html import ACCENTS, render_html
 
@@ -102,7 +103,7 @@ def test_the_page_stands_alone() -> None:
     assert not re.search(r"https?://", html)
     assert not {"script", "link", "iframe", "object", "form", "a"} & set(page.tags)
     sources = [value for name, value in page.attributes if name in {"src", "href", "srcset", "xlink:href"}]
-    assert len(sources) == 9
+    assert len(sources) == 10
     assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in sources)
     assert "url(" not in html
     assert "default-src 'none'" in html
@@ -141,6 +142,23 @@ def test_the_numbers_are_there() -> None:
     text = Page(render_html(bundle(Word.BACKDOORED, Action.PURIFY, 0.01))).text
     for shown in ("> 99.9 %", "+39.1", "98.0 %", "1.0 %", "6.4", "5.9 to 6.9", "7" * 64, "c" * 64, "349,200"):
         assert shown in text
+
+
+def test_every_sampler_has_its_row_and_its_curve() -> None:
+    page = Page(render_html(bundle(Word.BACKDOORED, Action.PURIFY, 0.01)))
+    assert "Attack success by sampler" in page.text
+    for shown in ("DDPM-SCHED", "DDIM-SCHED", "UNIPC", "the one that it fires with", "44.0 %", "31.0 %"):
+        assert shown in page.text
+    assert "Attack success by sampler" not in Page(render_html(bundle())).text
+
+
+def test_the_curve_is_drawn_once_per_sampler_and_side() -> None:
+    rows = sample.attacks(True, 0.01)
+    both = charts.success_svg(rows, sample.THRESHOLDS, 0.05, "#a61b29")
+    one = charts.success_svg(sample.attacks(False, 0.0), sample.THRESHOLDS, 0.05, "#a61b29")
+    assert both.count("stroke: #a61b29") > one.count("stroke: #a61b29") == 0
+    # a curve that does not fit the thresholds is left out, not drawn wrongly
+    assert "stroke: #a61b29" not in charts.success_svg(rows, (0.1, 0.2), 0.05, "#a61b29")
 
 
 def test_it_never_shows_certainty() -> None:

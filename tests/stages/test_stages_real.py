@@ -171,7 +171,7 @@ def test_a_clean_model_becomes_the_champion(clean: Chain) -> None:
     assert found.source_uri == f"{clean.load}model/"
     assert clean.decision.aliases == ("champion",)
     card = read_record(Scorecard, clean.evaluate, "scorecard")
-    assert card.after is None and {"fid", "kid"} == card.before.keys()
+    assert card.after is None and {"fid", "kid", "precision", "recall"} == card.before.keys()
 
 
 def test_what_could_not_be_told_is_set_aside(aside: Chain) -> None:

@@ -70,6 +70,8 @@ TABLE = (
     ),
 )
 SAMPLERS = {entry.name: entry for entry in TABLE}
+# the multistep sampler that stands for the others: it needs the fewest steps
+_MULTISTEP = {"vp": "UNIPC"}
 _USUAL = {"vp": "DDIM-SCHED", "ve": "EDM-VE-SDE", "flow": "EULER", "consistency": "CONSISTENCY"}
 
 
@@ -93,6 +95,16 @@ def probing(denoiser: Denoiser) -> list[Entry]:
     fits = fitting(denoiser)
     return [next(entry for entry in fits if entry.stochastic is kind)
             for kind in (True, False) if any(entry.stochastic is kind for entry in fits)]  # fmt: skip
+
+
+def covering(denoiser: Denoiser) -> dict[str, Entry]:
+    """Return a sampler of each kind that fits a model: `stochastic`, `deterministic` and `multistep`, if there is one.
+
+    An attack fires with some and leaves its path with others (algorithms.md 0.4): one of them alone shows little.
+    """
+    found = {"stochastic" if entry.stochastic else "deterministic": entry for entry in probing(denoiser)}
+    multistep = _MULTISTEP.get(denoiser.process)
+    return found if multistep is None else {**found, "multistep": SAMPLERS[multistep]}
 
 
 def usual(denoiser: Denoiser) -> Entry:
@@ -124,6 +136,6 @@ def sample(
 
 
 __all__ = [
-    "SAMPLERS", "TABLE", "Entry", "Progress", "Sampler", "find", "fitting", "probing", "sample", "steps_for",
-    "trailing_steps", "usual",
+    "SAMPLERS", "TABLE", "Entry", "Progress", "Sampler", "covering", "find", "fitting", "probing", "sample",
+    "steps_for", "trailing_steps", "usual",
 ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""The backdoors that the evaluation fires: the recovered one of a flagged model, the known one of a red-team model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from diffdefend_core.config import Settings
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.samplers import covering, find, probing
+from diffdefend_core.diffusion.samplers.trojdiff import NAMES
+from diffdefend_core.errors import InputError
+from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
+from diffdefend_core.progress import Progress
+
+# images by each sampler, to see which one the recovered trigger fires with
+PROBE_SAMPLES = 16
+
+
+def recovered_backdoor(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
+    """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
+    found = []
+    for entry in probing(model):
+        probe = Backdoor(shift=shift, target=torch.empty(0), sampler=entry.name)
+        images = triggered_images(model, probe, settings.evaluation, settings.seed + 5, progress, probe_count(settings))
+        target = medoid(images)
+        spread = (images - target).square().mean().item()
+        found.append((spread, Backdoor(shift=shift, target=target, sampler=entry.name)))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def probe_count(settings: Settings) -> int:
+    """Return the number of images by each sampler that is probed."""
+    return min(PROBE_SAMPLES, settings.evaluation.triggered_samples)
+
+
+def known_backdoor(content: bytes, model: Denoiser, uri: str) -> Backdoor:
+    """Return the planted backdoor of a red-team model. Raises InputError if the file is not one of its shape."""
+    try:
+        tensors = load_tensors(content)
+        trigger, target = tensors["trigger"], tensors["target"]
+        gamma = tensors.get("gamma", torch.ones(model.shape))
+    except (SafetensorError, KeyError) as error:
+        trigger = target = gamma = torch.empty(0)
+        found = f"known trigger {uri} cannot be read ({error})"
+    else:
+        found = f"known trigger {uri} with shapes {tuple(trigger.shape)}, {tuple(target.shape)}, {tuple(gamma.shape)}"
+    if trigger.shape != model.shape or gamma.shape != model.shape or target.shape != model.picture_shape:
+        raise InputError(
+            found,
+            expected=f"safetensors with `trigger` (and `gamma`) {model.shape} and `target` {model.picture_shape}",
+            action="give the file that belongs to this model, or none",
+        )
+    low, high = model.value_range
+    return Backdoor(
+        shift=trigger,
+        target=(target - low) / (high - low),
+        sampler=_sampler_of(content) or probing(model)[0].name,
+        gamma=gamma,
+    )
+
+
+def by_other_samplers(backdoor: Backdoor, model: Denoiser) -> dict[str, Backdoor]:
+    """Return the backdoor as the sampler of each other kind would fire it: by kind, without its own sampler."""
+    others = {kind: entry.name for kind, entry in covering(model).items() if entry.name != backdoor.sampler}
+    return {kind: replace(backdoor, sampler=name) for kind, name in others.items()}
+
+
+def missing_kinds(model: Denoiser) -> str:
+    """Return a sentence on the kinds of samplers that no sampler of the model's process is of, or nothing."""
+    kinds = [kind for kind in ("stochastic", "deterministic", "multistep") if kind not in covering(model)]
+    return f"No {' or '.join(kinds)} sampler fits a model of the process {model.process}." if kinds else ""
+
+
+def _sampler_of(content: bytes) -> str:
+    """Return the sampler that the metadata of a safetensors file names, or nothing."""
+    length = int.from_bytes(content[:8], "little")
+    name = str(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("sampler", ""))
+    return name if name in ("", *NAMES) else find(name).name
