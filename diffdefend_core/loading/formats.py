@@ -132,7 +132,8 @@ def _check_path(name: str) -> None:
         raise _rejected(f"{name[:80]!r}: the model folder is nested too deeply", f"at most {MAX_DEPTH} levels")
     if len(name) > MAX_NAME or not all(part in NAMES or _PART.fullmatch(part) for part in parts):
         raise _rejected(
-            f"the file name {name[:80]!r}", "a relative path of ASCII letters, digits, spaces and . _ + - below the model"
+            f"the file name {name[:80]!r}",
+            "a relative path of ASCII letters, digits, spaces and . _ + -",
         )
 
 

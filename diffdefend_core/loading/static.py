@@ -71,13 +71,14 @@ class Inspection(Contents):
     """What the static checks found in a pipeline that passed them.
 
     `shape` is (C, H, W) of what the network denoises, `picture_shape` that of the pictures; they differ for a latent
-    model. `parts` are the networks by their name in the pipeline.
+    model. `classes` are those of all components, `parts` the networks, both by their name in the pipeline.
     """
 
     family: str
     pipeline: str
     shape: tuple[int, int, int]
     picture_shape: tuple[int, int, int]
+    classes: dict[str, str]
     parts: dict[str, Part]
     schedule: Schedule
 
@@ -117,6 +118,7 @@ def inspect_folder(folder: Path) -> Inspection:
         pipeline=layout.pipeline,
         shape=shape,
         picture_shape=picture_shape_of(decoder, shape, layout.configs[DECODER.name]) if decoder else shape,
+        classes=layout.classes,
         parts={name: _part(layout, name, arguments[name], tensors) for name in layout.weights},
         schedule=schedule,
         files=files,
