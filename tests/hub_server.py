@@ -18,9 +18,9 @@ URI = f"hf://{NAME}@{COMMIT}"
 
 def blob_name(content: bytes, lfs: bool) -> str:
     """Return the name of a file's content: its sha256 in LFS, the sha1 of git otherwise."""
-    return (
-        hashlib.sha256(content).hexdigest() if lfs else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    )
+    if lfs:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
 
 
 def write_cache(model: Path, cache: Path) -> Path:

@@ -90,7 +90,7 @@ def test_a_changed_file_in_the_cache_is_noticed(model_folder: Path, cache: Path,
         load(URI, settings=settings(tmp_path))
 
 
-def test_a_server_that_sends_other_bytes_is_noticed(
+def test_a_download_that_differs_from_what_the_server_lists_is_noticed(
     model_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hub_server(model_folder) as hub:
@@ -124,9 +124,12 @@ def test_only_a_full_commit_names_a_model(tmp_path: Path, uri: str) -> None:
         load(uri, settings=settings(tmp_path))
 
 
-def test_a_hub_that_cannot_be_reached_is_one_clear_error(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="check name, commit, HF_ENDPOINT"):
-        load(URI, settings=settings(tmp_path, allow_network=True))
+def test_a_repository_that_is_not_there_is_one_clear_error(
+    model_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server(model_folder) as hub, pytest.raises(StoreError, match="check name, commit, HF_ENDPOINT"):
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        load(URI.replace("tiny", "other"), settings=settings(tmp_path, allow_network=True))
 
 
 def test_inspect_shows_what_a_repository_holds(model_folder: Path, cache: Path, tmp_path: Path) -> None:
