@@ -42,7 +42,8 @@ JSON = st.recursive(
 UNET_KEYS = (
     "sample_size", "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
     "layers_per_block", "time_embedding_type", "time_embedding_dim", "num_train_timesteps", "norm_eps", "act_fn",
-    "dropout", "attention_head_dim", "norm_num_groups", "latent_channels", "scaling_factor", "num_vq_embeddings", "vq_embed_dim",
+    "dropout", "attention_head_dim", "norm_num_groups", "latent_channels", "scaling_factor", "num_vq_embeddings",
+    "vq_embed_dim",
 )  # fmt: skip
 SCHEDULE_KEYS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "sigma_min",
