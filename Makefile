@@ -52,7 +52,7 @@ results: $(STAMP)  ## Scan the whole zoo and print the table of docs/results.md 
 bench-detection: $(STAMP)  ## Compare all methods of detection on the whole zoo: tables, figures, detection.json (3 hours)
 	$(BIN)/python -m benchmarks.detection $(FLAGS)
 
-fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them (10 minutes; goes on where it was stopped)
+fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them; goes on where it was stopped
 	$(BIN)/python -m benchmarks.fuzz_loading $(FLAGS)
 
 hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 minute)
