@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification clean
+.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,12 @@ bench-detection: $(STAMP)  ## Compare all methods of detection on the whole zoo:
 # FLAGS="--methods diffdefend --models bad-a-box" for less.
 bench-purification: $(STAMP)  ## Repair the zoo and fire the true triggers, beside Elijah and fine-tuning (hours)
 	$(BIN)/python -m benchmarks.purification $(FLAGS)
+
+fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them; goes on where it was stopped
+	$(BIN)/python -m benchmarks.fuzz_loading $(FLAGS)
+
+hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 minute)
+	$(BIN)/python -m benchmarks.hostile
 
 clean:  ## Remove the environment and what runs have left
 	rm -rf $(VENV) .diffdefend runs

@@ -78,7 +78,8 @@ class ModelRef(Record):
     """A model that passed the static checks; its files lie in `model/` of the load folder.
 
     `digest` is the sha256 over the sorted (path, sha256) of the model's files, `weights_sha256` those of its weight
-    files; `shape` is (C, H, W); `findings` are remarks of the static checks that did not refuse it.
+    files; `shape` is (C, H, W); `findings` are remarks of the static checks that did not refuse it. `pickles` are the
+    files at the source that the weights were converted from; no such file lies in `model/`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelRef(Record):
     registered_name: str | None = None
     registered_version: str | None = None
     findings: tuple[str, ...] = ()
+    pickles: tuple[FileDigest, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,8 @@ class Verdict(Record):
 
     `calibration_digest` names the clean models that the statistics were standardised against; `reasons` are
     sentences for people. Images that the model paints under the trigger lie in `samples.safetensors`.
-    `forward_equivalents` counts the whole scan, the inversion included.
+    `findings` are the remarks of the static checks on the model. `forward_equivalents` counts the whole scan, the
+    inversion included.
     """
 
     model_digest: str
@@ -165,6 +168,7 @@ class Verdict(Record):
     calibration_models: tuple[str, ...]
     seeds: tuple[int, ...]
     forward_equivalents: int
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

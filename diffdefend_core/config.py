@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     experiment: str = Field(default="diffdefend", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     adapter: str = Field(default="", max_length=200)
+    allow_pickles: bool = False
+    allow_network: bool = False
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     inversion: InversionOptions = Field(default_factory=InversionOptions)
     terd: TerdOptions = Field(default_factory=TerdOptions)

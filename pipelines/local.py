@@ -31,7 +31,10 @@ from pipelines.gate import gate_pipeline
 from pipelines.placement import Placement
 
 ERROR_PREFIX = "diffdefend: error: "
-_HANDED_ON = ("AWS_", "MLFLOW_", "DIFFDEFEND_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY")
+_HANDED_ON = (
+    "AWS_", "MLFLOW_", "DIFFDEFEND_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY", "HF_TOKEN",
+    "HF_ENDPOINT", "HF_HUB_OFFLINE",
+)  # fmt: skip
 
 
 class StageFailedError(DiffDefendError, RuntimeError):
@@ -179,11 +182,16 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return the settings that say where to run, for the stages; what changes a result travels as a parameter."""
+    """Return the settings that say where to run and what may be loaded, for the stages.
+
+    What changes a result travels as a parameter. Permissions do not: a run's parameters cannot grant them.
+    """
     return {
         "DIFFDEFEND_TRACKING_URI": settings.tracking_uri,
         "DIFFDEFEND_EXPERIMENT": settings.experiment,
         "DIFFDEFEND_DEVICE": settings.device,
+        "DIFFDEFEND_ALLOW_PICKLES": str(settings.allow_pickles).lower(),
+        "DIFFDEFEND_ALLOW_NETWORK": str(settings.allow_network).lower(),
     }
 
 

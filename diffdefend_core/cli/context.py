@@ -13,7 +13,7 @@ import click
 from diffdefend_core.config import Settings, load_settings, merge_flags, parse_assignment
 from diffdefend_core.progress import Progress, reporting
 
-_SETTINGS = ("store", "tracking_uri", "device", "seed", "adapter")
+_SETTINGS = ("store", "tracking_uri", "device", "seed", "adapter", "allow_pickles", "allow_network")
 _SEARCH = ("method", "reference")
 
 

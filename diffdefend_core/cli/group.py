@@ -8,17 +8,19 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import models, platform, scan, stages
+from diffdefend_core.cli import inspection, models, platform, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
+from diffdefend_core.report.text import printable
 
 ERROR_PREFIX = "diffdefend: error: "
 
 _ALIASES = {"invert": "invert-trigger"}
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
-    "mlflow": "registry", "minio": "s3", "tenacity": "s3", "jinja2": "report", "matplotlib": "report",
+    "mlflow": "registry", "minio": "s3", "tenacity": "s3",
+    "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
 }  # fmt: skip
 
 
@@ -34,7 +36,7 @@ class _Group(click.Group):
     commands=[
         stages.load, stages.invert_trigger, stages.detect, stages.keep, stages.purify, stages.quarantine,
         stages.evaluate, stages.register,
-        scan.scan, scan.run,
+        scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
         platform.compile_pipeline, platform.config, platform.doctor,
     ],
@@ -84,5 +86,5 @@ def _unexpected(error: BaseException) -> str:
 def _fail(message: str, arguments: list[str] | None = None, *, hint: str = "") -> int:
     if "--verbose" in (arguments or []):
         traceback.print_exc(file=sys.stderr)
-    sys.stderr.write(f"{ERROR_PREFIX}{' '.join(message.split())}{hint}\n")
+    sys.stderr.write(f"{ERROR_PREFIX}{printable(' '.join(message.split()))}{hint}\n")
     return EXIT_ERROR

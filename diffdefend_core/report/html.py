@@ -112,7 +112,8 @@ def _facts(bundle: ReportBundle) -> list[str]:
 
 
 def _story(bundle: ReportBundle) -> list[str]:
-    story = [VERDICTS[bundle.verdict.word], *bundle.verdict.reasons]
+    findings = (f"Static checks: {finding}." for finding in bundle.model.findings)
+    story = [VERDICTS[bundle.verdict.word], *bundle.verdict.reasons, *findings]
     if bundle.candidate is not None:
         story.append(ACTIONS[bundle.candidate.action])
     if bundle.purified is not None:

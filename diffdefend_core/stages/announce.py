@@ -98,8 +98,11 @@ def finish(tracking_uri: str, case: Case, told: Announcement, report_uri: str) -
 
 
 def _mark_original(tracking_uri: str, case: Case, version: Version) -> list[str]:
-    """Tag the version that was scanned; one that does not pass loses the gate's aliases first."""
-    passes = case.decision.outcome is Outcome.PROMOTED
+    """Tag the version that was scanned; one that does not pass loses the gate's aliases first.
+
+    One that holds pickles never passes itself: what passed is the version that they were converted to.
+    """
+    passes = case.decision.outcome is Outcome.PROMOTED and not case.model.pickles
     actions = []
     for alias in () if passes else (case.options.champion, case.options.challenger):
         if registry.drop_alias(tracking_uri, version.name, alias, version.number):
@@ -116,7 +119,7 @@ def _register_passing(tracking_uri: str, case: Case) -> Version | None:
     if outcome is Outcome.QUARANTINED:
         return None
     if outcome is Outcome.PROMOTED:
-        if case.original is not None and case.original.name == name:
+        if case.original is not None and case.original.name == name and not case.model.pickles:
             return case.original
         folder, tags = case.candidate.model_uri, _tags(case, outcome, case.verdict.word, case.model.digest)
     else:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,17 @@ def test_changed_options_have_another_address(clean: Chain, calibrations: dict[s
     assert invert_trigger(clean.load, settings=changed) == clean.invert_trigger
     assert detect(clean.load, clean.invert_trigger, settings=changed) != clean.detect
     assert evaluate(clean.branch, settings=changed) != clean.evaluate
+
+
+def test_the_findings_of_the_static_checks_are_part_of_the_verdict(
+    elsewhere: Settings, pristine_model: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(pristine_model, tmp_path / "model"))
+    (source / "training.json").write_text("{}")
+    model = load(str(source), settings=elsewhere)
+    verdict = detect(model, invert_trigger(model, settings=elsewhere), settings=elsewhere)
+    findings = read_record(Verdict, verdict, "verdict").findings
+    assert findings == ("training.json belongs to no component and is not used",)
 
 
 def test_another_calibration_is_another_verdict_on_the_same_measurement(clean: Chain, unrepaired: Chain) -> None:
