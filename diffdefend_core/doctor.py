@@ -16,6 +16,7 @@ Check = tuple[str, bool, str]
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "mlflow": "registry", "kfp": "pipelines",
     "kfp-kubernetes": "pipelines", "minio": "s3", "jinja2": "report", "matplotlib": "report",
+    "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from diffdefend_core.artifacts import ModelRef
+from diffdefend_core.artifacts import FileDigest, ModelRef
 from diffdefend_core.config import Settings
 from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io.folders import content_digest
@@ -97,8 +98,11 @@ def _reference(source: str, origin: _Origin, folder: Path, adapter: str) -> Mode
     )
 
 
-def _copy(uri: str, target: Path) -> None:
-    """Bring the model's files to `target`, after their names, number and sizes were checked."""
+def list_model(uri: str) -> tuple[ObjectStore, str, list[Entry]]:
+    """Return the store, the key prefix and the files of the model at `uri`; names, number and sizes are checked.
+
+    Raises InputError when there is nothing, ModelRejectedError at what may not be in a model folder, StoreError.
+    """
     local = local_path(uri)
     if local is not None:
         list_files(local)
@@ -109,6 +113,32 @@ def _copy(uri: str, target: Path) -> None:
             f"there is nothing at {uri}", expected="a model in the layout of diffusers", action="check the URI"
         )
     _check_limits(entries, prefix)
+    return store, prefix, entries
+
+
+def digest_model(uri: str) -> tuple[FileDigest, ...]:
+    """Return path, size and sha256 of every file of the model at `uri`, read piece by piece and never kept.
+
+    Raises as `list_model` does.
+    """
+    store, prefix, entries = list_model(uri)
+    digests = []
+    for entry in entries:
+        sha256, size = hashlib.sha256(), 0
+        for chunk in store.read(entry.key):
+            sha256.update(chunk)
+            size += len(chunk)
+            if size > entry.size:
+                break
+        if size != entry.size:
+            raise _unsteady(entry)
+        digests.append(FileDigest(path=entry.key.removeprefix(prefix), size=size, sha256=sha256.hexdigest()))
+    return tuple(digests)
+
+
+def _copy(uri: str, target: Path) -> None:
+    """Bring the model's files to `target`."""
+    store, prefix, entries = list_model(uri)
     for entry in entries:
         _download(store, entry, target / entry.key.removeprefix(prefix))
 
@@ -136,8 +166,12 @@ def _download(store: ObjectStore, entry: Entry, target: Path) -> None:
                 break
             file.write(chunk)
     if left != 0:
-        raise ModelRejectedError(
-            f"{entry.key} is not of the size {entry.size} that was listed",
-            expected="files that stay as they are while they are copied",
-            action="try again when nothing writes to the model",
-        )
+        raise _unsteady(entry)
+
+
+def _unsteady(entry: Entry) -> ModelRejectedError:
+    return ModelRejectedError(
+        f"{entry.key} is not of the size {entry.size} that was listed",
+        expected="files that stay as they are while they are read",
+        action="try again when nothing writes to the model",
+    )

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,11 +25,11 @@ from diffdefend_core.artifacts import (
     Verdict,
     Word,
 )
-from diffdefend_core.errors import InputError
 from diffdefend_core.gate import rules
-from diffdefend_core.options import GateOptions
+from diffdefend_core.gate.policy import shipped_policy
 
-OPTIONS = GateOptions()
+POLICY = shipped_policy()
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
 def verdict(word: Word = Word.CLEAN, digest: str = "d0", probability: float = 0.03) -> Verdict:
@@ -88,7 +89,7 @@ def repaired_scorecard(asr: float = 0.0, fid: float = 10.5) -> Scorecard:
 
 
 def decide(*records: Any) -> GateDecision:
-    return rules.decide(*records, OPTIONS, model_name="m")
+    return rules.decide(*records, POLICY, model_name="m", now=NOW)
 
 
 def results(decision: GateDecision) -> dict[str, RuleResult]:
@@ -182,7 +183,9 @@ def test_against_its_own_samples_intervals_are_compared(low: float, expected: Ru
 def test_the_true_trigger_counts_where_it_is_known(known: Metric, expected: RuleResult) -> None:
     card = scorecard(after={"fid": metric(10.0), "asr": metric(0.0), "asr_known": known})
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
-    assert results(decision)["asr-after"] is expected
+    assert results(decision)["asr-known-after"] is expected
+    assert results(decision)["asr-after"] is RuleResult.PASS
+    assert decision.outcome is (Outcome.REPAIRED if expected is RuleResult.PASS else Outcome.QUARANTINED)
 
 
 def test_a_relative_change_from_zero_is_not_evaluated() -> None:
@@ -233,25 +236,6 @@ def test_a_missing_or_non_finite_needed_metric_never_passes(name: str, when: str
         expected = Outcome.REPAIRED
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), scorecard(**tables))
     assert decision.outcome is expected
-
-
-def test_the_policy_digest_follows_the_policy_only() -> None:
-    assert rules.policy_digest(GateOptions()) == rules.policy_digest(GateOptions())
-    assert rules.policy_digest(GateOptions(asr_after_max=0.03)) != rules.policy_digest(GateOptions())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"asr_after_max": math.nan},
-        {"fid_increase_max": -0.1},
-        {"champion": "with.dot"},
-        {"champion": "same", "challenger": "same"},
-    ],
-)
-def test_an_unusable_policy_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="gate\\."):
-        rules.policy_digest(GateOptions(**changes))
 
 
 def test_the_gate_needs_neither_torch_nor_mlflow() -> None:
