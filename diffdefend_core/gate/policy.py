@@ -160,7 +160,7 @@ class Waiver(_Strict):
 class Policy(_Strict):
     """What is asked of a model beside the rules that always hold."""
 
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     rules: Annotated[tuple[PolicyRule, ...], Field(strict=False)]
     waivers: Annotated[tuple[Waiver, ...], Field(strict=False)] = ()
 
