@@ -34,6 +34,7 @@ from diffdefend_core.provenance import digest_of
 FIXED_RULES = ("verdict-clean", "records-agree", "metrics-there")
 SHARES = ("asr", "asr_known", "probability")
 MAX_BYTES = 256 << 10
+SHOWN = 6
 
 _METRIC = re.compile(
     r"scorecard\.(before|after)\.[a-z][a-z0-9_]*|verdict\.probability|verdict\.statistics\.[a-z][a-z0-9_]*\.(value|score)"
@@ -219,8 +220,9 @@ def usable(mistakes: Mistakes, where: str) -> InputError:
     """Return the one-line error of a policy at `where` that cannot be used."""
     count = len(mistakes.lines)
     found = "a mistake" if count == 1 else f"{count} mistakes"
+    shown = "; ".join(mistakes.lines[:SHOWN]) + ("; and more" if count > SHOWN else "")
     return InputError(
-        f"the policy {where} has {found}: {'; '.join(mistakes.lines)}",
+        f"the policy {where} has {found}: {shown}",
         expected="a policy as docs/gate.md describes it",
         action="mend it; `diffdefend policy check FILE` lists one mistake a line",
     )
@@ -251,6 +253,8 @@ def _line(detail: Mapping[str, Any]) -> str:
         return f"{path} is no field of a policy"
     if detail["type"] == "missing":
         return f"{path} is missing"
+    if detail["type"] == "string_type":
+        message = "expected a text; put it in quotes"
     if isinstance(detail["input"], dict | list):
         return f"{path}: {message}" if path else message
     shown = json.dumps(detail["input"], default=str, ensure_ascii=False)[:60]
