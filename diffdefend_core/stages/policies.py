@@ -96,7 +96,7 @@ def _absent(where: str, reason: str) -> InputError:
     return InputError(
         f"the policy {where} cannot be read: {reason}",
         expected="`shipped`, a YAML file, or an s3:// or file:// URI of one",
-        action="correct gate.policy",
+        action="correct the path (gate.policy)",
     )
 
 
