@@ -137,11 +137,11 @@ def _mark_original(tracking_uri: str, case: Case, version: Version) -> list[str]
     """Tag the version that was scanned; one that does not pass loses the gate's aliases first."""
     passes = case.decision.outcome is Outcome.PROMOTED
     actions = []
-    if not passes:
-        registry.unmark(tracking_uri, *version, registry.ATTESTATION_TAG)
     for alias in () if passes else (case.options.champion, case.options.challenger):
         if registry.drop_alias(tracking_uri, version.name, alias, version.number):
             actions.append(f"The alias @{alias} was removed from version {version.number} of {version.name}.")
+    if not passes:
+        registry.unmark(tracking_uri, *version, registry.ATTESTATION_TAG)
     outcome = Outcome.PROMOTED if passes else Outcome.QUARANTINED
     registry.mark(tracking_uri, *version, _tags(case, outcome, case.verdict.word, case.model.digest))
     actions.append(f"Version {version.number} of {version.name} is tagged {outcome.value}.")
