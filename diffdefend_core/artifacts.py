@@ -269,7 +269,10 @@ class Scorecard(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Record):
-    """One rule of the gate, with what it compared; `margin` is positive when it passes."""
+    """One rule of the gate, with what it compared; `margin` is not negative when it passes.
+
+    A rule that is not `blocking` only warns when it fails. `waived` says that somebody answers for its failing.
+    """
 
     id: str
     statement: str
@@ -277,6 +280,26 @@ class Rule(Record):
     value: float | None = None
     limit: float | None = None
     margin: float | None = None
+    blocking: bool = True
+    waived: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing may pass because of this rule: what could not be evaluated blocks in any case."""
+        if self.result is RuleResult.FAIL:
+            return self.blocking and not self.waived
+        return self.result is not RuleResult.PASS
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedWaiver(Record):
+    """A waiver that a decision used; `expires` is `2026-01-31T12:00:00Z`, `digest` that of all its fields."""
+
+    rule: str
+    statement: str
+    owner: str
+    expires: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,3 +318,4 @@ class GateDecision(Record):
     original_version: str | None = None
     aliases: tuple[str, ...] = field(default=())
     run_id: str | None = None
+    waivers: tuple[UsedWaiver, ...] = ()

@@ -8,7 +8,7 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import inspection, models, platform, scan, stages
+from diffdefend_core.cli import gate, inspection, models, platform, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
@@ -21,6 +21,7 @@ _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
     "mlflow": "registry", "minio": "s3", "tenacity": "s3",
     "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
+    "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ class _Group(click.Group):
         stages.evaluate, stages.register,
         scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
+        gate.gate, gate.policy, gate.key,
         platform.compile_pipeline, platform.config, platform.doctor,
     ],
 )  # fmt: skip

@@ -5,11 +5,13 @@ Names, number and sizes are checked against the allow-list before a byte is fetc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from diffdefend_core.artifacts import FileDigest
 from diffdefend_core.config import Settings
 from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io import hub
@@ -80,6 +82,10 @@ def listing(uri: str, settings: Settings) -> Listing:
     """Return what lies at a URI. Raises InputError when there is nothing, StoreError."""
     if uri.startswith(hub.SCHEME):
         return _repository(uri, settings.allow_network)
+    return _stored(uri)
+
+
+def _stored(uri: str) -> Listing:
     store, prefix = open_store(uri)
     entries = store.entries(prefix, limit=MAX_FILES + 1)
     if not entries:
@@ -87,6 +93,19 @@ def listing(uri: str, settings: Settings) -> Listing:
             f"there is nothing at {uri}", expected="a model in the layout of diffusers", action="check the URI"
         )
     return Listing(store, prefix, tuple(entries))
+
+
+def digest_model(uri: str) -> tuple[FileDigest, ...]:
+    """Return path, size and sha256 of every file of a model in a folder or bucket, read piece by piece and never kept.
+
+    Raises as `bring` does.
+    """
+    local = local_path(uri)
+    if local is not None:
+        list_files(local)
+    found = _stored(uri)
+    check_limits(found, pickles=False)
+    return tuple(_digest(found, entry) for entry in found.entries)
 
 
 def bring(uri: str, target: Path, settings: Settings) -> tuple[str, ...]:
@@ -136,16 +155,28 @@ def _remarks(found: Listing) -> tuple[str, ...]:
 
 def _download(store: Readable, entry: Entry, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    left = entry.size
     with target.open("xb") as file:
-        for chunk in store.read(entry.key):
-            left -= len(chunk)
-            if left < 0:
-                break
-            file.write(chunk)
+        file.writelines(_content(store, entry))
+
+
+def _digest(found: Listing, entry: Entry) -> FileDigest:
+    sha256 = hashlib.sha256()
+    for chunk in _content(found.store, entry):
+        sha256.update(chunk)
+    return FileDigest(path=found.name(entry), size=entry.size, sha256=sha256.hexdigest())
+
+
+def _content(store: Readable, entry: Entry) -> Iterator[bytes]:
+    """Yield an object in pieces. Raises ModelRejectedError if it is not of the size that was listed."""
+    left = entry.size
+    for chunk in store.read(entry.key):
+        left -= len(chunk)
+        if left < 0:
+            break
+        yield chunk
     if left != 0:
         raise ModelRejectedError(
             f"{entry.key} is not of the size {entry.size} that was listed",
-            expected="files that stay as they are while they are copied",
+            expected="files that stay as they are while they are read",
             action="try again when nothing writes to the model",
         )

@@ -400,7 +400,7 @@ def test_a_repair_that_was_scanned_against_another_calibration_does_not_pass(
     repaired: Chain, calibrations: dict[str, str], place: Path
 ) -> None:
     """Whoever runs the purify stage by hand cannot choose an easier scan for it."""
-    gate = {"asr_after_max": 1.0, "fid_increase_max": 100.0}
+    gate = {"policy": {"version": 1, "rules": []}}
     easy = tiny_settings(place, calibrations["clean"], gate=gate)
     candidate = purify(*repaired.scanned, settings=easy)
     purified = read_record(Candidate, candidate, "candidate").purified
