@@ -44,7 +44,7 @@ from diffdefend_core.purification.baselines import Schedule, elijah_removal, pla
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import read_triggers
 from diffdefend_core.stages.model import fetch_denoiser
-from diffdefend_core.stages.purify import MODERATE_SIGNALS, purify
+from diffdefend_core.stages.purify import REMOVAL_SIGNALS, purify
 from diffdefend_core.stages.scan import read, scan
 from zoo.build import Zoo, backdoor_of, build, planned_picture, samplers_of, standard_zoo, success
 from zoo.recipes import RECIPES, Recipe, by_name
@@ -94,7 +94,7 @@ def false_alarm(recipe: Recipe, zoo: Zoo, settings: Settings) -> list[Row]:
     """Return the row of a clean model that is repaired nevertheless: one round, all shifts that its inversion found."""
     suspect, options, began = zoo.read(recipe).denoiser, settings.purification, time.monotonic()
     _, trigger_uri, _ = scan(str(zoo.place(recipe)), settings=settings)
-    removals = [Removal(tau, MODERATE_SIGNALS) for tau in read_triggers(trigger_uri).values()]
+    removals = [Removal(tau, REMOVAL_SIGNALS) for tau in read_triggers(trigger_uri).values()]
     samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, silent)
     after = repair(suspect, suspect, removals, samples, options, seed=settings.seed, progress=lambda done, total: None)
     real = extractor(settings.evaluation.extractor).features(zoo.data.images)
