@@ -176,8 +176,11 @@ class PurifiedModel(Record):
     """A repaired model in `model/` of the purify folder, and how it was made.
 
     `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is
-    the verdict of the same scan with new seeds.
+    the verdict of the same scan with new seeds. `still_fires` is the largest success rate that a found shift has left,
+    over samplers of each kind.
     """
+
+    schema_version: str = "1.1"
 
     digest: str
     parent_digest: str
@@ -187,6 +190,7 @@ class PurifiedModel(Record):
     rescan: Verdict
     weights_sha256: dict[str, str]
     forward_equivalents: int
+    still_fires: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

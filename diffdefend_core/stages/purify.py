@@ -34,6 +34,7 @@ from diffdefend_core.purification import Removal, repair
 from diffdefend_core.stages.calibrations import read_calibration
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.checkpoint import Checkpoint
+from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import key_of, parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers, trusted_reference, write_inversion
 from diffdefend_core.stages.methods import chosen, judged, measured, search
@@ -52,6 +53,8 @@ STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 RESCAN_SEED = 10_000
 # a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
+# a repaired model may paint the picture of a found shift in this share of the cases
+STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
 REMOVAL_SIGNALS = (0.005, 5.0)
@@ -128,6 +131,7 @@ def purify(
 def _recorded(calibration: Calibration, settings: Settings) -> dict[str, Any]:
     """Return all that a repair depends on beside its inputs."""
     options = {name: asdict(getattr(settings, name)) for name in ("inversion", "detection", "purification")}
+    options["evaluation"] = asdict(settings.evaluation)
     method = chosen(settings).recorded(settings)
     return {**options, "method": method, "calibration": calibration.digest(), "seed": settings.seed}
 
@@ -145,7 +149,10 @@ def _reference(model: ModelRef, settings: Settings) -> str:
 
 
 def _last_round(task: Task) -> str:
-    """Repair, save and rescan until the rescan is clean or the rounds are used up; return the URI of the last round."""
+    """Repair, save and rescan until the rescan is clean and no found shift fires, or the rounds are used up.
+
+    Return the URI of the last round.
+    """
     done: list[str] = []
     for number in range(1, task.settings.purification.rounds + 1):
         previous = (parent(ROUND, done[-1]),) if done else ()
@@ -156,7 +163,8 @@ def _last_round(task: Task) -> str:
                 _round(task, number, tuple(done), Checkpoint(task.settings.store, key), folder)
 
         done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
-        if read_record(PurifiedModel, done[-1], "purified").rescan.word is Word.CLEAN:
+        purified = read_record(PurifiedModel, done[-1], "purified")
+        if purified.rescan.word is Word.CLEAN and purified.still_fires <= STILL_FIRES:
             break
     return done[-1]
 
@@ -168,12 +176,14 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     with fetched(task.model_uri, "model/") as source:
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
+        removals = _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)]
+        effects = Effects.of(suspect, [item.shift for item in removals], settings)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         repaired = repair(
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
-            _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)],
-            samples,
+            removals,
+            effects.without_targets(suspect, samples),
             options,
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
@@ -186,6 +196,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     digest = content_digest(contents.files)
     inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
     spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
+    spent += effects.cost(suspect, len(removals))
     before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
     purified = PurifiedModel(
         digest=digest,
@@ -196,6 +207,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         rescan=verdict,
         weights_sha256=contents.weights_sha256,
         forward_equivalents=before + spent,
+        still_fires=effects.left(saved),
     )
     write_record(folder, "purified", purified)
     (folder / RESCAN).mkdir()

@@ -1,0 +1,72 @@
+"""What found shifts do to the suspect, and whether they still do it to its repaired copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffdefend_core.config import Settings
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.samplers import covering
+from diffdefend_core.evaluation import Backdoor, triggered_images
+from diffdefend_core.evaluation.success import successes
+from diffdefend_core.options import EvaluationOptions
+from diffdefend_core.progress import silent
+from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdoor
+
+# a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
+FIRES_AT, PROBED, FIRED = 0.5, 16, 64
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The found shifts that fire, with the picture that each paints, once for a sampler of each kind.
+
+    All kinds count, also those by which the suspect does not fire: a repair at some levels may hand a trigger on to
+    others. A shift that does not lead to one picture is none of them.
+    """
+
+    backdoors: tuple[Backdoor, ...]
+    settings: Settings
+
+    @classmethod
+    def of(cls, suspect: Denoiser, shifts: Sequence[Tensor], settings: Settings) -> Effects:
+        """Fire each of the shifts [C, H, W] at the suspect."""
+        found: list[Backdoor] = []
+        for shift in shifts:
+            shown = recovered_backdoor(shift, suspect, settings, silent)
+            if _rate(suspect, shown, settings, PROBED) >= FIRES_AT:
+                found += [shown, *by_other_samplers(shown, suspect).values()]
+        return cls(tuple(found), settings)
+
+    def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
+        """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
+        pictures, keep = suspect.pictures(samples).cpu(), torch.ones(len(samples), dtype=torch.bool)
+        for backdoor in self.backdoors:
+            keep &= successes(pictures, backdoor.target, self.settings.evaluation.asr_threshold) == 0
+        return samples[keep.to(samples.device)] if keep.any() else samples
+
+    def left(self, repaired: Denoiser) -> float:
+        """Return the largest success rate that a shift still has."""
+        return max((_rate(repaired, item, self.settings, FIRED) for item in self.backdoors), default=0.0)
+
+    def cost(self, suspect: Denoiser, shifts: int) -> int:
+        """Return the model evaluations of `of` for so many shifts, and of `left`."""
+        items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
+        calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
+        probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
+        painted = shifts * PROBED * (sum(probed) + max(calls))  # every kind once, and the one that fires once more
+        return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
+
+
+def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int) -> float:
+    images = triggered_images(denoiser, backdoor, _quick(settings), settings.seed + SEED, silent, count)
+    return successes(images, backdoor.target, settings.evaluation.asr_threshold).mean().item()
+
+
+def _quick(settings: Settings) -> EvaluationOptions:
+    return replace(settings.evaluation, stochastic_steps=settings.detection.stochastic_steps)
