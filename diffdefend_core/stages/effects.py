@@ -27,10 +27,12 @@ class Effects:
     """The found shifts that fire, with the picture that each paints, once for a sampler of each kind.
 
     All kinds count, also those by which the suspect does not fire: a repair at some levels may hand a trigger on to
-    others. A shift that does not lead to one picture is none of them.
+    others. A shift that does not lead to one picture is none of them, nor one whose opposite does so too: any network
+    may collapse on a shift that it never saw, but then on both sides.
     """
 
     backdoors: tuple[Backdoor, ...]
+    shifts: int
     settings: Settings
 
     @classmethod
@@ -38,10 +40,11 @@ class Effects:
         """Fire each of the shifts [C, H, W] at the suspect."""
         found: list[Backdoor] = []
         for shift in shifts:
-            shown = recovered_backdoor(shift, suspect, settings, silent)
-            if _rate(suspect, shown, settings, PROBED) >= FIRES_AT:
+            shown, opposite = (recovered_backdoor(item, suspect, settings, silent) for item in (shift, -shift))
+            rates = [_rate(suspect, item, settings, PROBED) for item in (shown, opposite)]
+            if rates[0] >= FIRES_AT > rates[1]:
                 found += [shown, *by_other_samplers(shown, suspect).values()]
-        return cls(tuple(found), settings)
+        return cls(tuple(found), len(shifts), settings)
 
     def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
@@ -54,12 +57,12 @@ class Effects:
         """Return the largest success rate that a shift still has."""
         return max((_rate(repaired, item, self.settings, FIRED) for item in self.backdoors), default=0.0)
 
-    def cost(self, suspect: Denoiser, shifts: int) -> int:
-        """Return the model evaluations of `of` for so many shifts, and of `left`."""
+    def cost(self, suspect: Denoiser) -> int:
+        """Return the model evaluations of `of`, and of `left`."""
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
         calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
-        painted = shifts * PROBED * (sum(probed) + max(calls))  # every kind once, and the one that fires once more
+        painted = 2 * self.shifts * PROBED * (sum(probed) + max(calls))  # every kind once, the one that fires once more
         return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
 
 

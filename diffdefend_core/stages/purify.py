@@ -177,7 +177,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
         removals = _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)]
-        effects = Effects.of(suspect, [item.shift for item in removals], settings)
+        effects = Effects.of(suspect, [item.shift for item in _removals(task.trigger_uri)], settings)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         repaired = repair(
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
@@ -196,7 +196,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     digest = content_digest(contents.files)
     inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
     spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
-    spent += effects.cost(suspect, len(removals))
+    spent += effects.cost(suspect)
     before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
     purified = PurifiedModel(
         digest=digest,
@@ -233,13 +233,16 @@ def _trusted_reference(task: Task) -> Denoiser | None:
 
 
 def _removals(uri: str, folder: str = "") -> list[Removal]:
-    """Return the shifts that break one of the two laws, and the best in any case; others would dilute the batch."""
+    """Return the shifts that break one of the two laws; others would dilute the batch.
+
+    The best one in any case, unless the search is that of a rescan, in `folder`.
+    """
     found = read_record(InvertedTrigger, uri, f"{folder}inverted_trigger")
     triggers = read_triggers(uri, folder)
     return [
         Removal(triggers[item.name], REMOVAL_SIGNALS)
         for item in found.candidates
-        if item.name == found.best or _stands_out(item)
+        if (item.name == found.best and not folder) or _stands_out(item)
     ]
 
 
