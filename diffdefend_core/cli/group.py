@@ -8,7 +8,7 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import models, platform, scan, stages
+from diffdefend_core.cli import cluster, models, platform, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
@@ -18,7 +18,8 @@ ERROR_PREFIX = "diffdefend: error: "
 _ALIASES = {"invert": "invert-trigger"}
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
-    "mlflow": "registry", "minio": "s3", "tenacity": "s3", "jinja2": "report", "matplotlib": "report",
+    "kfp_server_api": "pipelines", "mlflow": "registry", "minio": "s3", "tenacity": "s3", "jinja2": "report",
+    "matplotlib": "report",
 }  # fmt: skip
 
 
@@ -36,7 +37,8 @@ class _Group(click.Group):
         stages.evaluate, stages.register,
         scan.scan, scan.run,
         models.check_input, models.calibrate, models.list_kind, models.attack,
-        platform.compile_pipeline, platform.config, platform.doctor,
+        cluster.submit, cluster.schedule,
+        platform.compile_command, platform.config, platform.doctor,
     ],
 )  # fmt: skip
 @click.version_option(__version__, prog_name="diffdefend")
