@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo asr calibrate results bench-detection clean
+.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,17 @@ results: $(STAMP)  ## Scan the whole zoo and print the table of docs/results.md 
 # where it was stopped. FLAGS="--jobs 2 --seeds 0,1" for more, FLAGS="--terd-full bad-a-box" for TERD's published budget.
 bench-detection: $(STAMP)  ## Compare all methods of detection on the whole zoo: tables, figures, detection.json (3 hours)
 	$(BIN)/python -m benchmarks.detection $(FLAGS)
+
+# Needs the zoo and about 5 minutes of one core a model for ours, 15 for Elijah's. It goes on where it was stopped.
+# FLAGS="--methods diffdefend --models bad-a-box" for less.
+bench-purification: $(STAMP)  ## Repair the zoo and fire the true triggers, beside Elijah and fine-tuning (hours)
+	$(BIN)/python -m benchmarks.purification $(FLAGS)
+
+fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them; goes on where it was stopped
+	$(BIN)/python -m benchmarks.fuzz_loading $(FLAGS)
+
+hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 minute)
+	$(BIN)/python -m benchmarks.hostile
 
 clean:  ## Remove the environment and what runs have left
 	rm -rf $(VENV) .diffdefend runs

@@ -3,10 +3,11 @@
     python -m benchmarks.purification [--models x,y] [--methods diffdefend,elijah,fine-tuning] [--to FOLDER]
 
 Every model goes through the stages of the gate: load, invert, detect, and purify if it is flagged; the trigger that is
-fired is the planted one, which none of them sees. `elijah` and `fine-tuning` are given real data (a tenth of the
-digits) and, for Elijah, the trigger that our search found. Stage folders stay in `.diffdefend/purification`, finished
-rows in `purification.jsonl`, which git ignores, so that a run goes on where it was stopped. The report goes to
-`benchmarks/results/purification.json` and as Markdown to stdout. Models that are missing are built first.
+fired is the planted one, which none of them sees. Some clean models are repaired as well, as after a false alarm.
+`elijah` and `fine-tuning` are given real data (a tenth of the digits) and, for Elijah, the trigger that our search
+found. Stage folders stay in `.diffdefend/purification`, finished rows in `purification.jsonl`, which git ignores, so
+that a run goes on where it was stopped. The report goes to `benchmarks/results/purification.json` and as Markdown to
+stdout. Models that are missing are built first.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation import extractor, plain_images
 from diffdefend_core.evaluation.frechet import frechet_distance_of_rows, gaussian
 from diffdefend_core.evaluation.kernel import kernel_distance
+from diffdefend_core.inversion import own_samples
 from diffdefend_core.progress import silent
 from diffdefend_core.provenance import code_version
+from diffdefend_core.purification import Removal, repair
 from diffdefend_core.purification.baselines import Schedule, elijah_removal, plain_fine_tuning
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import read_triggers
 from diffdefend_core.stages.model import fetch_denoiser
-from diffdefend_core.stages.purify import purify
+from diffdefend_core.stages.purify import REMOVAL_SIGNALS, purify
 from diffdefend_core.stages.scan import read, scan
 from zoo.build import Zoo, backdoor_of, build, planned_picture, samplers_of, standard_zoo, success
 from zoo.recipes import RECIPES, Recipe, by_name
@@ -49,6 +52,7 @@ from zoo.train import clean_data
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CLEAN = ("tuned-a1", "tuned-c1", "tuned-ncsn1", "tuned-ldm1", "tuned-flow1")  # repaired as after a false alarm
 METHODS = ("diffdefend", "elijah", "fine-tuning")
 SHARE_OF_DATA = 10  # one real row in so many
 SAMPLES, FIRED, RESAMPLES = 384, 64, 200
@@ -84,6 +88,22 @@ def baseline(method: str, suspect: Denoiser, trigger: Tensor, rows: Tensor, seed
     else:
         denoiser, spent = plain_fine_tuning(suspect, data, Schedule(), seed=seed, progress=quiet)
     return Repaired(denoiser, spent, "not scanned", 1)
+
+
+def false_alarm(recipe: Recipe, zoo: Zoo, settings: Settings) -> list[Row]:
+    """Return the row of a clean model that is repaired nevertheless: one round, all shifts that its inversion found."""
+    suspect, options, began = zoo.read(recipe).denoiser, settings.purification, time.monotonic()
+    _, trigger_uri, _ = scan(str(zoo.place(recipe)), settings=settings)
+    removals = [Removal(tau, REMOVAL_SIGNALS) for tau in read_triggers(trigger_uri).values()]
+    samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, silent)
+    after = repair(suspect, suspect, removals, samples, options, seed=settings.seed, progress=lambda done, total: None)
+    real = extractor(settings.evaluation.extractor).features(zoo.data.images)
+    found = {
+        "model": recipe.name, "family": recipe.family, "attack": None, "method": "diffdefend", "verdict": "not asked",
+        "producer": code_version(), "sampler": "", "trigger": "", "forward_equivalents": after.forward_equivalents,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    return [found | distances(features(suspect, settings), features(after.denoiser, settings), real)]
 
 
 def features(denoiser: Denoiser, settings: Settings) -> Tensor:
@@ -138,6 +158,8 @@ def variants(backdoor: Backdoor) -> Iterator[tuple[str, Backdoor]]:
 
 def rows_of(recipe: Recipe, method: str, zoo: Zoo, settings: Settings) -> list[Row]:
     """Return a row for each sampler that fits, and one for each variant of the trigger by the attack's own sampler."""
+    if recipe.attack is None:
+        return false_alarm(recipe, zoo, settings) if method == "diffdefend" else []
     suspect = zoo.read(recipe).denoiser
     scanned = scan(str(zoo.place(recipe)), settings=settings)
     _, inverted, verdict = read(*scanned)
@@ -194,6 +216,15 @@ def summary(rows: list[Row]) -> str:
         groups.setdefault((row["model"], row["method"]), []).append(row)
     for (model, method), group in groups.items():
         first = group[0]
+        if first["attack"] is None:
+            low, high = first["delta_fid_interval"]
+            lines.append(
+                f"| {model} | none: a false alarm | {method} | 1 |"
+                + " |" * 4
+                + f" {first['delta_fid']:+.1%} ({low:+.1%}, {high:+.1%}) | | {first['forward_equivalents']} "
+                f"| {first['seconds']:.0f} |"
+            )
+            continue
         if not first["sampler"]:
             lines.append(f"| {model} | {first['attack']} | {method} | {first['verdict']}: not repaired |" + " |" * 8)
             continue
@@ -213,7 +244,7 @@ def summary(rows: list[Row]) -> str:
 
 def main() -> int:
     """Repair, measure and report; return the exit code."""
-    known = [recipe.name for recipe in RECIPES if recipe.attack]
+    known = [recipe.name for recipe in RECIPES if recipe.attack or recipe.name in CLEAN]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda text: text.split(","), default=known, metavar="X,Y")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), metavar="A,B")

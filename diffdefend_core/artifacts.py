@@ -78,7 +78,8 @@ class ModelRef(Record):
     """A model that passed the static checks; its files lie in `model/` of the load folder.
 
     `digest` is the sha256 over the sorted (path, sha256) of the model's files, `weights_sha256` those of its weight
-    files; `shape` is (C, H, W); `findings` are remarks of the static checks that did not refuse it.
+    files; `shape` is (C, H, W); `findings` are remarks of the static checks that did not refuse it. `pickles` are the
+    files at the source that the weights were converted from; no such file lies in `model/`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelRef(Record):
     registered_name: str | None = None
     registered_version: str | None = None
     findings: tuple[str, ...] = ()
+    pickles: tuple[FileDigest, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,8 @@ class Verdict(Record):
 
     `calibration_digest` names the clean models that the statistics were standardised against; `reasons` are
     sentences for people. Images that the model paints under the trigger lie in `samples.safetensors`.
-    `forward_equivalents` counts the whole scan, the inversion included.
+    `findings` are the remarks of the static checks on the model. `forward_equivalents` counts the whole scan, the
+    inversion included.
     """
 
     model_digest: str
@@ -165,6 +168,7 @@ class Verdict(Record):
     calibration_models: tuple[str, ...]
     seeds: tuple[int, ...]
     forward_equivalents: int
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +269,10 @@ class Scorecard(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Record):
-    """One rule of the gate, with what it compared; `margin` is positive when it passes."""
+    """One rule of the gate, with what it compared; `margin` is not negative when it passes.
+
+    A rule that is not `blocking` only warns when it fails. `waived` says that somebody answers for its failing.
+    """
 
     id: str
     statement: str
@@ -273,6 +280,26 @@ class Rule(Record):
     value: float | None = None
     limit: float | None = None
     margin: float | None = None
+    blocking: bool = True
+    waived: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing may pass because of this rule: what could not be evaluated blocks in any case."""
+        if self.result is RuleResult.FAIL:
+            return self.blocking and not self.waived
+        return self.result is not RuleResult.PASS
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedWaiver(Record):
+    """A waiver that a decision used; `expires` is `2026-01-31T12:00:00Z`, `digest` that of all its fields."""
+
+    rule: str
+    statement: str
+    owner: str
+    expires: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,3 +318,4 @@ class GateDecision(Record):
     original_version: str | None = None
     aliases: tuple[str, ...] = field(default=())
     run_id: str | None = None
+    waivers: tuple[UsedWaiver, ...] = ()

@@ -1,6 +1,6 @@
 """Settings: flag > `DIFFDEFEND_*` environment > configuration file > default.
 
-Nested options use two underscores in the environment (`DIFFDEFEND_GATE__ASR_AFTER_MAX=0.01`). Secrets are no settings:
+Nested options use two underscores in the environment (`DIFFDEFEND_GATE__CHAMPION=best`). Secrets are no settings:
 S3 keys are read from the environment where they are used and never pass through here. This module stays light: it
 imports no science and no pipeline library.
 """
@@ -27,6 +27,7 @@ from diffdefend_core.options import (
     InversionOptions,
     PureDiffusionOptions,
     PurificationOptions,
+    SigningOptions,
     TerdOptions,
 )
 from diffdefend_core.provenance import digest_of
@@ -34,12 +35,13 @@ from diffdefend_core.provenance import digest_of
 PEERS = ("terd", "elijah", "purediffusion")
 GROUPS = ("inversion", *PEERS, "detection", "purification", "evaluation", "gate")
 SCIENCE = ("seed", "adapter", *GROUPS)
+SETTABLE = (*GROUPS, "signing")
 DEFAULT_FILE = "diffdefend.toml"
 _FILE = "_file"
 
 for _kind in (
     InversionOptions, TerdOptions, ElijahOptions, PureDiffusionOptions, DetectionOptions, PurificationOptions,
-    EvaluationOptions, GateOptions,
+    EvaluationOptions, GateOptions, SigningOptions,
 ):  # fmt: skip
     # The options are plain dataclasses; this tells pydantic to refuse unknown names and numbers that are not finite.
     with_config(ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False))(_kind)
@@ -70,6 +72,8 @@ class Settings(BaseSettings):
     experiment: str = Field(default="diffdefend", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     adapter: str = Field(default="", max_length=200)
+    allow_pickles: bool = False
+    allow_network: bool = False
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     inversion: InversionOptions = Field(default_factory=InversionOptions)
     terd: TerdOptions = Field(default_factory=TerdOptions)
@@ -79,6 +83,7 @@ class Settings(BaseSettings):
     purification: PurificationOptions = Field(default_factory=PurificationOptions)
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
     gate: GateOptions = Field(default_factory=GateOptions)
+    signing: SigningOptions = Field(default_factory=SigningOptions)
 
     @classmethod
     def settings_customise_sources(
@@ -103,11 +108,18 @@ class Settings(BaseSettings):
             return Path(value).expanduser().absolute().as_uri() if value else _refuse("s3:// or file:// URI")
         return value if value.startswith(("s3://", "file:///")) else _refuse("s3:// or file:// URI")
 
-    @field_validator(*GROUPS, mode="before")
+    @field_validator(*SETTABLE, mode="before")
     @classmethod
     def _read_texts(cls, value: object, info: ValidationInfo) -> object:
         """Read lists and null from the texts that flags and environment bring."""
         return {name: _from_text(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("signing")
+    @classmethod
+    def _check_signing(cls, value: SigningOptions) -> SigningOptions:
+        if not 1 <= value.valid_days <= 3650:
+            raise ValueError(f"valid_days is {value.valid_days}; expected 1 to 3650")
+        return value
 
     def science(self) -> dict[str, Any]:
         """Return what changes a result (seed, adapter and the groups of options) as plain JSON values."""
@@ -144,7 +156,7 @@ def load_settings(config_file: Path | None = None, **flags: Any) -> Settings:
     """Return the settings from `flags` (None is "not given"), environment and file.
 
     The file is `config_file`, else `diffdefend.toml` in the working folder if there is one. Groups in `flags` are
-    mappings (`gate={"asr_after_max": 0.01}`). Raises one InputError that lists the dotted path of every mistake.
+    mappings (`gate={"champion": "best"}`). Raises one InputError that lists the dotted path of every mistake.
     """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     given[_FILE] = _read_file(config_file)
@@ -163,10 +175,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """Return `group.field=value` as the flag it stands for. Raises InputError."""
     path, equals, value = text.partition("=")
     group, dot, field = path.strip().partition(".")
-    if not equals or not dot or not field or group not in GROUPS:
+    if not equals or not dot or not field or group not in SETTABLE:
         raise InputError(
             f"--set {text!r}",
-            expected=f"group.field=value with a group of {', '.join(GROUPS)}",
+            expected=f"group.field=value with a group of {', '.join(SETTABLE)}",
             action="see `diffdefend config show` for the names",
         )
     return {group: {field: value}}

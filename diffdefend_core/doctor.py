@@ -16,6 +16,8 @@ Check = tuple[str, bool, str]
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "mlflow": "registry", "kfp": "pipelines",
     "kfp-kubernetes": "pipelines", "minio": "s3", "jinja2": "report", "matplotlib": "report",
+    "huggingface-hub": "hub", "picklescan": "pickles",
+    "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
 

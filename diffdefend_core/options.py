@@ -7,7 +7,7 @@ name noise levels independently of a model's schedule and number of steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class PurificationOptions:
     target: Literal["r1", "r2", "r3"] = "r3"
     rounds: int = 3
     steps: int = 250
-    removal_batch: int = 16
-    retention_batch: int = 48
-    retention_weight: float = 8.0
+    removal_batch: int = 32
+    retention_batch: int = 64
+    retention_weight: float = 16.0
     learning_rate: float = 4e-4
     own_samples: int = 512
     own_steps: int = 20
@@ -131,15 +131,29 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """The gate's policy: limits of its rules and the aliases it moves.
+    """The gate's policy and the aliases it moves.
 
-    `asr_after_max` is a share; `fid_increase_max` is relative to the FID of the model before repair.
+    `policy` is `shipped`, the path or URI of a policy file, or the policy itself as plain values.
     """
 
-    asr_after_max: float = 0.02
-    fid_increase_max: float = 0.10
+    policy: str | dict[str, Any] = "shipped"
     champion: str = "champion"
     challenger: str = "challenger"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningOptions:
+    """Where keys lie, and how long a decision holds. They change no result, and the private key itself is never here.
+
+    `key_file` is the PEM file of the private key, unless `DIFFDEFEND_SIGNING_KEY` holds the PEM itself. `trusted_keys`
+    are public key files or folders of `*.pub` files; `revoked_keys` is a file of key ids, one a line. `valid_days` is
+    how long a signed decision holds.
+    """
+
+    key_file: str = ""
+    trusted_keys: str | tuple[str, ...] = ()
+    revoked_keys: str = ""
+    valid_days: int = 90
 
 
 @dataclass(frozen=True, kw_only=True)

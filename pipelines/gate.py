@@ -79,9 +79,8 @@ def gate_pipeline(
         treated = treat(word=word, model_uri=model_uri, trigger_uri=trigger_uri, verdict_uri=verdict_uri, **both)
         measured = placement.heavy(evaluate(candidate_uri=treated.output, **both))
         scorecard_uri = measured.outputs["uri"]
-        decided = placement.light(
-            register(candidate_uri=treated.output, scorecard_uri=scorecard_uri, name=name, **both), registry=True
-        )
+        decision = register(candidate_uri=treated.output, scorecard_uri=scorecard_uri, name=name, **both)
+        decided = placement.signing(placement.light(decision, registry=True))
         return GateOutputs(
             gate_uri=decided.outputs["uri"],
             scorecard_uri=scorecard_uri,

@@ -27,11 +27,16 @@ with warnings.catch_warnings():
     from kfp.local import status, subprocess_task_handler, task_dispatcher
 
 from components.image import COMMAND, image
+from diffdefend_core.stages.attestation import KEY_VARIABLE, read_key, signer
+from diffdefend_core.stages.policies import read_policy
 from pipelines.gate import gate_pipeline
 from pipelines.placement import Placement
 
 ERROR_PREFIX = "diffdefend: error: "
-_HANDED_ON = ("AWS_", "MLFLOW_", "DIFFDEFEND_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY")
+_HANDED_ON = (
+    "AWS_", "MLFLOW_", "DIFFDEFEND_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY", "HF_TOKEN",
+    "HF_ENDPOINT", "HF_HUB_OFFLINE",
+)  # fmt: skip
 
 
 class StageFailedError(DiffDefendError, RuntimeError):
@@ -125,6 +130,7 @@ def run_gate(
     """
     if "://" not in source and os.path.exists(source):
         source = str(Path(source).absolute())
+    read_policy(settings), signer(settings)  # what is wrong with them shows now, not after the scan
     runner = _containers(source, settings) if docker else local.SubprocessRunner(use_venv=False)
     log = StageLog(quiet=quiet, verbose=verbose)
     arguments = {"source": source, "settings": settings.science_json(), "store": settings.store, "name": name}
@@ -179,11 +185,19 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return the settings that say where to run, for the stages; what changes a result travels as a parameter."""
+    """Return the settings that say where to run and what may be loaded, for the stages.
+
+    What changes a result travels as a parameter. Permissions do not: a run's parameters cannot grant them.
+    """
+    key_file = settings.signing.key_file
     return {
         "DIFFDEFEND_TRACKING_URI": settings.tracking_uri,
         "DIFFDEFEND_EXPERIMENT": settings.experiment,
         "DIFFDEFEND_DEVICE": settings.device,
+        "DIFFDEFEND_ALLOW_PICKLES": str(settings.allow_pickles).lower(),
+        "DIFFDEFEND_ALLOW_NETWORK": str(settings.allow_network).lower(),
+        "DIFFDEFEND_SIGNING__VALID_DAYS": str(settings.signing.valid_days),
+        "DIFFDEFEND_SIGNING__KEY_FILE": str(Path(key_file).expanduser().absolute()) if key_file else "",
     }
 
 
@@ -205,8 +219,11 @@ def _containers(source: str, settings: Settings) -> local.DockerRunner:
                 folder.mkdir(parents=True, exist_ok=True)
             mounts.append(docker.types.Mount(str(folder), str(folder), type="bind", read_only=read_only))
     handed_on = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
+    key = read_key(settings)
+    if key is not None:  # its file is not mounted
+        handed_on[KEY_VARIABLE] = key.decode("utf-8", errors="replace")
     return local.DockerRunner(
-        environment={**handed_on, **_environment(settings), "HOME": "/tmp"},
+        environment={**handed_on, **_environment(settings), "DIFFDEFEND_SIGNING__KEY_FILE": "", "HOME": "/tmp"},
         user=f"{os.getuid()}:{os.getgid()}",
         mounts=mounts,
         network_mode=os.environ.get("DIFFDEFEND_DOCKER_NETWORK", "bridge"),

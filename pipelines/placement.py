@@ -11,6 +11,7 @@ from diffdefend_core.errors import InputError
 CONFIG_MAP = "diffdefend"
 S3_SECRET = "diffdefend-s3"
 MLFLOW_SECRET = "diffdefend-mlflow"
+SIGNING_SECRET = "diffdefend-signing"
 USER = 10001
 _CONFIGURATION = {
     "store": "DIFFDEFEND_STORE",
@@ -92,6 +93,11 @@ class Placement:
             task.set_caching_options(enable_caching=False)
             names = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
             kubernetes.use_secret_as_env(task, MLFLOW_SECRET, names, optional=True)
+        return task
+
+    def signing(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Give the task the key that signs decisions, if the namespace has one: for `register` alone."""
+        kubernetes.use_secret_as_env(task, SIGNING_SECRET, {"key": "DIFFDEFEND_SIGNING_KEY"}, optional=True)
         return task
 
     def heavy(self, task: dsl.PipelineTask) -> dsl.PipelineTask:

@@ -7,7 +7,7 @@ import pytest
 
 from diffdefend_core.config import Settings, load_settings, parse_assignment, without_password
 from diffdefend_core.errors import InputError
-from diffdefend_core.options import GateOptions, InversionOptions
+from diffdefend_core.options import EvaluationOptions, GateOptions, InversionOptions
 
 
 @pytest.fixture(autouse=True)
@@ -34,22 +34,22 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
 
 
 def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_settings().gate.asr_after_max == GateOptions().asr_after_max
-    (tmp_path / "diffdefend.toml").write_text("seed = 1\nexperiment = 'file'\n[gate]\nasr_after_max = 0.5\n")
-    assert (load_settings().seed, load_settings().gate.asr_after_max) == (1, 0.5)
+    assert load_settings().evaluation.asr_threshold == EvaluationOptions().asr_threshold
+    (tmp_path / "diffdefend.toml").write_text("seed = 1\nexperiment = 'file'\n[evaluation]\nasr_threshold = 0.5\n")
+    assert (load_settings().seed, load_settings().evaluation.asr_threshold) == (1, 0.5)
     monkeypatch.setenv("DIFFDEFEND_SEED", "2")
-    monkeypatch.setenv("DIFFDEFEND_GATE__ASR_AFTER_MAX", "0.25")
-    assert (load_settings().seed, load_settings().gate.asr_after_max) == (2, 0.25)
-    flagged = load_settings(seed="3", gate={"asr_after_max": "0.125"})
-    assert (flagged.seed, flagged.gate.asr_after_max, flagged.experiment) == (3, 0.125, "file")
+    monkeypatch.setenv("DIFFDEFEND_EVALUATION__ASR_THRESHOLD", "0.25")
+    assert (load_settings().seed, load_settings().evaluation.asr_threshold) == (2, 0.25)
+    flagged = load_settings(seed="3", evaluation={"asr_threshold": "0.125"})
+    assert (flagged.seed, flagged.evaluation.asr_threshold, flagged.experiment) == (3, 0.125, "file")
 
 
 def test_a_group_is_merged_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("gate: {champion: best, challenger: next}\n")
     monkeypatch.setenv("DIFFDEFEND_GATE__CHALLENGER", "second")
-    gate = load_settings(other, gate={"asr_after_max": "0.1"}).gate
-    assert (gate.champion, gate.challenger, gate.asr_after_max) == ("best", "second", 0.1)
+    gate = load_settings(other, gate={"policy": "p.yaml"}).gate
+    assert (gate.champion, gate.challenger, gate.policy) == ("best", "second", "p.yaml")
 
 
 def test_lists_come_as_json_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,20 +66,20 @@ def test_the_standard_variable_of_mlflow_is_honoured_below_our_own(monkeypatch: 
 
 
 def test_all_mistakes_come_at_once_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "diffdefend.toml").write_text("[gate]\nasr_after_max = 'high'\n[inversionn]\nx = 1\n")
+    (tmp_path / "diffdefend.toml").write_text("[evaluation]\nasr_threshold = 'high'\n[inversionn]\nx = 1\n")
     monkeypatch.setenv("DIFFDEFEND_DETECTION__SAMPLE", "3")
     with pytest.raises(InputError) as caught:
         load_settings(seed="-1", device="tpu", store="gs://bucket")
     message = str(caught.value)
     assert "\n" not in message
-    for path in ("gate.asr_after_max", "inversionn", "detection.sample ", "seed", "device", "store"):
+    for path in ("evaluation.asr_threshold", "inversionn", "detection.sample ", "seed", "device", "store"):
         assert path in message
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
-    with pytest.raises(InputError, match=r"gate\.asr_after_max"):
-        load_settings(gate={"asr_after_max": value})
+    with pytest.raises(InputError, match=r"evaluation\.asr_threshold"):
+        load_settings(evaluation={"asr_threshold": value})
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_the_digest_covers_what_changes_a_result_and_nothing_else() -> None:
     digest = load_settings().digest()
     assert load_settings(store="s3://b/p", tracking_uri="http://x", device="cpu", experiment="e").digest() == digest
     assert load_settings(seed=1).digest() != digest
-    assert load_settings(gate={"asr_after_max": 0.3}).digest() != digest
+    assert load_settings(evaluation={"asr_threshold": 0.3}).digest() != digest
 
 
 def test_science_goes_to_a_step_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = load_settings(seed=5, gate={"asr_after_max": "1"}).science_json()
-    assert "\n" not in text and json.loads(text)["gate"]["asr_after_max"] == 1.0
+    text = load_settings(seed=5, evaluation={"asr_threshold": "1"}).science_json()
+    assert "\n" not in text and json.loads(text)["evaluation"]["asr_threshold"] == 1.0
     monkeypatch.setenv("DIFFDEFEND_SEED", "99")
-    monkeypatch.setenv("DIFFDEFEND_GATE__ASR_AFTER_MAX", "0.9")
+    monkeypatch.setenv("DIFFDEFEND_EVALUATION__ASR_THRESHOLD", "0.9")
     step = Settings.from_science(text, store="s3://bucket/x")
     assert (step.science_json(), step.store) == (text, "s3://bucket/x")
     assert Settings.from_science(text, seed="7").seed == 7
@@ -128,7 +128,7 @@ def test_a_step_refuses_what_is_not_science(text: str) -> None:
         Settings.from_science(text)
 
 
-@pytest.mark.parametrize("text", ["gate", "gate=1", "gate.=1", "store.x=1", "=", "gate.asr_after_max"])
+@pytest.mark.parametrize("text", ["gate", "gate=1", "gate.=1", "store.x=1", "=", "evaluation.asr_threshold"])
 def test_an_assignment_has_a_group_and_a_field(text: str) -> None:
     with pytest.raises(InputError, match="--set"):
         parse_assignment(text)

@@ -13,7 +13,7 @@ import click
 from diffdefend_core.config import Settings, load_settings, merge_flags, parse_assignment
 from diffdefend_core.progress import Progress, reporting
 
-_SETTINGS = ("store", "tracking_uri", "device", "seed", "adapter")
+_SETTINGS = ("store", "tracking_uri", "device", "seed", "adapter", "allow_pickles", "allow_network")
 _SEARCH = ("method", "reference")
 
 
@@ -24,7 +24,12 @@ def current_flags() -> dict[str, Any]:
 
 
 def current_settings(science: str | None = None) -> Settings:
-    """Return the settings of the current command; an empty flag is one that was not given."""
+    """Return the settings of the current command; an empty flag is one that was not given.
+
+    A local policy file is read at once, because the steps of a pipeline may not see it.
+    """
+    from diffdefend_core.stages.policies import settled
+
     flags = current_flags()
     given = {name: flags[name] for name in _SETTINGS if flags.get(name)}
     search = {name: flags[name] for name in _SEARCH if flags.get(name)}
@@ -35,7 +40,7 @@ def current_settings(science: str | None = None) -> Settings:
     )
     if science:
         return Settings.from_science(science, flags.get("config"), **given)
-    return load_settings(flags.get("config"), **given)
+    return settled(load_settings(flags.get("config"), **given))
 
 
 def current_progress() -> AbstractContextManager[Progress | None]:

@@ -8,18 +8,20 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import cluster, models, platform, scan, stages
+from diffdefend_core.cli import cluster, gate, inspection, models, platform, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
+from diffdefend_core.report.text import printable
 
 ERROR_PREFIX = "diffdefend: error: "
 
 _ALIASES = {"invert": "invert-trigger"}
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
-    "kfp_server_api": "pipelines", "mlflow": "registry", "minio": "s3", "tenacity": "s3", "jinja2": "report",
-    "matplotlib": "report",
+    "kfp_server_api": "pipelines", "mlflow": "registry", "minio": "s3", "tenacity": "s3",
+    "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
+    "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
 
@@ -35,8 +37,9 @@ class _Group(click.Group):
     commands=[
         stages.load, stages.invert_trigger, stages.detect, stages.keep, stages.purify, stages.quarantine,
         stages.evaluate, stages.register,
-        scan.scan, scan.run,
+        scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
+        gate.gate, gate.policy, gate.key,
         cluster.submit, cluster.schedule,
         platform.compile_command, platform.config, platform.doctor,
     ],
@@ -86,5 +89,5 @@ def _unexpected(error: BaseException) -> str:
 def _fail(message: str, arguments: list[str] | None = None, *, hint: str = "") -> int:
     if "--verbose" in (arguments or []):
         traceback.print_exc(file=sys.stderr)
-    sys.stderr.write(f"{ERROR_PREFIX}{' '.join(message.split())}{hint}\n")
+    sys.stderr.write(f"{ERROR_PREFIX}{printable(' '.join(message.split()))}{hint}\n")
     return EXIT_ERROR

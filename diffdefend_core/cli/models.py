@@ -10,7 +10,7 @@ import click
 
 from diffdefend_core.cli.context import current_progress, current_settings, print_table
 from diffdefend_core.cli.exit_codes import EXIT_FAIL, EXIT_PASS
-from diffdefend_core.cli.options import FORMAT, searching, shared
+from diffdefend_core.cli.options import FORMAT, searching, shared, sourcing
 
 _CHECK_CODES = """\b
 Exit codes:
@@ -57,6 +57,7 @@ def check_input(
 @click.argument("sources", metavar="MODEL_URI...", nargs=-1, required=True)
 @click.option("--name", required=True, metavar="NAME", help="Name of the calibration in results.")
 @searching
+@sourcing
 @FORMAT
 @shared
 def calibrate(sources: tuple[str, ...], name: str, output: str) -> None:

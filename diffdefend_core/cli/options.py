@@ -56,6 +56,22 @@ def searching(command: Command) -> Command:
     return command
 
 
+def sourcing(command: Command) -> Command:
+    """Return the command with the flags that widen what may be loaded; `context` reads them."""
+    for option in (
+        click.option(
+            "--allow-network", is_flag=True, expose_value=False, callback=_remember,
+            help="Fetch hf:// models from the Hub; without it only the local cache is read.",
+        ),
+        click.option(
+            "--allow-pickles", is_flag=True, expose_value=False, callback=_remember,
+            help="Take pickles of torch that pass all checks, converted to safetensors.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Keep a global flag, given before or after the command; the later place wins, `--set` adds up."""
     flags: dict[str, Any] = ctx.ensure_object(dict)

@@ -9,7 +9,7 @@ import click
 
 from diffdefend_core.cli.context import current_flags, current_progress, current_settings, print_table
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
-from diffdefend_core.cli.options import FORMAT, NAME, searching, shared
+from diffdefend_core.cli.options import FORMAT, NAME, searching, shared, sourcing
 
 _VERDICT_CODES = {"clean": EXIT_PASS, "backdoored": EXIT_FAIL}
 
@@ -18,6 +18,7 @@ _VERDICT_CODES = {"clean": EXIT_PASS, "backdoored": EXIT_FAIL}
 @click.argument("source", metavar="MODEL_URI")
 @NAME
 @searching
+@sourcing
 @FORMAT
 @shared
 def scan(source: str, name: str | None, output: str) -> int:
@@ -46,6 +47,7 @@ def scan(source: str, name: str | None, output: str) -> int:
 @NAME
 @click.option("--docker", is_flag=True, help="Run the stages in containers.")
 @searching
+@sourcing
 @FORMAT
 @shared
 def run(source: str, name: str | None, docker: bool, output: str) -> int:

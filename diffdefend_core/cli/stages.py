@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from diffdefend_core.cli.context import current_progress, current_settings
-from diffdefend_core.cli.options import NAME, WRITTEN, Command, searching, shared
+from diffdefend_core.cli.options import NAME, WRITTEN, Command, searching, shared, sourcing
 
 _MODEL = click.option("--model", "model_uri", required=True, metavar="URI", help="Folder of the load stage.")
 _TRIGGER = click.option("--trigger", "trigger_uri", required=True, metavar="URI", help="Folder of invert-trigger.")
@@ -26,8 +26,9 @@ def _stage(command: Command) -> Command:
 
 
 @click.command()
-@click.option("--source", required=True, metavar="URI", help="Folder, s3://, file:// or models:/ URI of the model.")
+@click.option("--source", required=True, metavar="URI", help="Folder, s3://, file://, hf:// or models:/ URI.")
 @NAME
+@sourcing
 @_stage
 def load(source: str, name: str | None, science: str | None, uri_output: Path | None) -> None:
     """Fetch a model and refuse what may not be loaded."""

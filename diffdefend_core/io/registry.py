@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DIGEST_TAG = "diffdefend.model_digest"
+ATTESTATION_TAG = "diffdefend.attestation"
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[A-Za-z0-9_-]+))")
 _NAME = re.compile(r"[^/:@'\"`\\\x00-\x1f\x7f]{1,256}")
@@ -53,6 +54,11 @@ def resolve(tracking_uri: str, uri: str) -> Resolved:
     with translated(tracking_uri):
         source = client.get_model_version_download_uri(name, str(found.version))
     return Resolved(source_uri=str(source), name=name, version=str(found.version))
+
+
+def model_uri(name: str, version: str) -> str:
+    """Return `models:/name/version`."""
+    return f"models:/{name}/{version}"
 
 
 def check_name(name: str) -> str:
@@ -98,14 +104,36 @@ def mark(tracking_uri: str, name: str, version: str, tags: Mapping[str, str]) ->
             client.set_model_version_tag(name, version, tag, text)
 
 
+def unmark(tracking_uri: str, name: str, version: str, tag: str) -> None:
+    """Remove a tag of a version if it is there. Raises RegistryError."""
+    if tag in tags_of(tracking_uri, name, version):
+        client = connect(tracking_uri)
+        with translated(tracking_uri):
+            client.delete_model_version_tag(name, version, tag)
+
+
+def model_names(tracking_uri: str) -> tuple[str, ...]:
+    """Return the names of all registered models, sorted. Raises RegistryError."""
+    client = connect(tracking_uri)
+    names: list[str] = []
+    token = None
+    with translated(tracking_uri):
+        while True:
+            page = client.search_registered_models(max_results=1000, page_token=token)
+            names += [str(model.name) for model in page]
+            token = page.token
+            if not token:
+                return tuple(sorted(names))
+
+
 def alias_holder(tracking_uri: str, name: str, alias: str) -> str | None:
     """Return the version that the alias points at, None if none. Raises RegistryError if the model is not there."""
-    return _aliases(tracking_uri, name).get(alias)
+    return aliases(tracking_uri, name).get(alias)
 
 
 def aliases_of(tracking_uri: str, name: str, version: str) -> tuple[str, ...]:
     """Return the aliases of a version, sorted: from the registered model, because a search never returns them."""
-    return tuple(sorted(alias for alias, holder in _aliases(tracking_uri, name).items() if holder == version))
+    return tuple(sorted(alias for alias, holder in aliases(tracking_uri, name).items() if holder == version))
 
 
 def move_alias(tracking_uri: str, name: str, alias: str, version: str) -> None:
@@ -125,7 +153,8 @@ def drop_alias(tracking_uri: str, name: str, alias: str, version: str) -> bool:
     return True
 
 
-def _aliases(tracking_uri: str, name: str) -> dict[str, str]:
+def aliases(tracking_uri: str, name: str) -> dict[str, str]:
+    """Return the version that each alias of the model points at. Raises RegistryError if the model is not there."""
     from mlflow.exceptions import MlflowException
 
     client = connect(tracking_uri)

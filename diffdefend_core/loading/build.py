@@ -1,8 +1,8 @@
 """From a checked model folder to a Denoiser, and back to a folder. With its parts, all of loading that needs torch.
 
 Only classes of the table `networks.CLASSES` are instantiated, from checked arguments; no `from_pretrained` is called,
-so nothing is looked up by name or over the network. Processes that load models should also set HF_HUB_OFFLINE=1 and
-DIFFUSERS_DISABLE_REMOTE_CODE=1 in their environment before diffusers is imported.
+so nothing is looked up by name or over the network. Besides, DIFFUSERS_DISABLE_REMOTE_CODE is set by this package
+before diffusers is imported, and HF_HUB_OFFLINE by the images.
 """
 
 from __future__ import annotations

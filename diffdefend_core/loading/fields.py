@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,5 +80,8 @@ class Fields:
 
 
 def is_number(value: object) -> bool:
-    """Return whether `value` is a finite number and not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether `value` is a finite number that a float can hold, and not a truth value."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # a whole number beyond the range of floats would raise in `isfinite`
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= sys.float_info.max

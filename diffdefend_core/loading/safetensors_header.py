@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.loading.json_file import parse_json_object
 
-MAX_HEADER = 16 << 20
+# 8 MiB describe about 60,000 tensors; the objects made of them take some fifty times that
+MAX_HEADER = 8 << 20
 MAX_RANK = 8
 MAX_SIDE = 1 << 31
 CHUNK = 8 << 20

@@ -12,13 +12,15 @@ from diffdefend_core.artifacts import FileDigest
 from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.loading.autoencoder_config import picture_shape_of, read_kl_config, read_vq_config
 from diffdefend_core.loading.families import DECODER, FAMILIES, UNET, Component, Family
-from diffdefend_core.loading.formats import list_files
+from diffdefend_core.loading.formats import check_total, list_files
 from diffdefend_core.loading.json_file import read_json_object
 from diffdefend_core.loading.safetensors_header import TensorInfo, check_finite, read_header
 from diffdefend_core.loading.schedule import Schedule, read_schedule
 from diffdefend_core.loading.unet_config import check_told, read_unet_config, shape_of
 
 INDEX = "model_index.json"
+# The objects made of JSON take up to fifty times its size: the files of a folder may not add up.
+MAX_JSON_BYTES = 4_000_000
 Objects = dict[str, dict[str, Any]]
 
 _CONFIGS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
@@ -69,13 +71,14 @@ class Inspection(Contents):
     """What the static checks found in a pipeline that passed them.
 
     `shape` is (C, H, W) of what the network denoises, `picture_shape` that of the pictures; they differ for a latent
-    model. `parts` are the networks by their name in the pipeline.
+    model. `classes` are those of all components, `parts` the networks, both by their name in the pipeline.
     """
 
     family: str
     pipeline: str
     shape: tuple[int, int, int]
     picture_shape: tuple[int, int, int]
+    classes: dict[str, str]
     parts: dict[str, Part]
     schedule: Schedule
 
@@ -97,8 +100,9 @@ def inspect_folder(folder: Path) -> Inspection:
     Raises InputError when it is missing or empty, and ModelRejectedError when any file, class, field, tensor or weight
     is not on the allow-list or not sane. Nothing of the folder is executed or unpickled.
     """
-    names = [path.as_posix() for path in list_files(folder)]
-    objects = _read_objects(folder, names)
+    files = _digests(folder)
+    names = [file.path for file in files]
+    objects = _read_objects(folder, files)
     layout = _layout(objects, names)
     arguments = {
         name: _CONFIGS[layout.classes[name]](objects[layout.configs[name]], layout.configs[name])
@@ -114,9 +118,10 @@ def inspect_folder(folder: Path) -> Inspection:
         pipeline=layout.pipeline,
         shape=shape,
         picture_shape=picture_shape_of(decoder, shape, layout.configs[DECODER.name]) if decoder else shape,
+        classes=layout.classes,
         parts={name: _part(layout, name, arguments[name], tensors) for name in layout.weights},
         schedule=schedule,
-        files=tuple(_digest(folder, name) for name in names),
+        files=files,
         tensors=tensors,
         findings=(*_unused(layout, objects), *_unscaled(layout, objects), *_dtypes(tensors)),
     )
@@ -128,18 +133,28 @@ def inspect_contents(folder: Path) -> Contents:
     Raises InputError when it is missing or empty, and ModelRejectedError when a file is not of an allowed format or
     not sane, or when there is no safetensors file.
     """
-    names = [path.as_posix() for path in list_files(folder)]
-    _read_objects(folder, names)
-    weights = [name for name in names if name.endswith(".safetensors")]
+    files = _digests(folder)
+    _read_objects(folder, files)
+    weights = [file.path for file in files if file.path.endswith(".safetensors")]
     if not weights:
         raise _rejected("the folder holds no weights", "at least one safetensors file")
     tensors = _read_tensors(folder, weights)
-    files = tuple(_digest(folder, name) for name in names)
     return Contents(files=files, tensors=tensors, findings=_dtypes(tensors))
 
 
-def _read_objects(folder: Path, names: Sequence[str]) -> Objects:
-    return {name: read_json_object(folder / name) for name in names if name.endswith(".json")}
+def _digests(folder: Path) -> tuple[FileDigest, ...]:
+    """Return the digests of all files, which are taken before anything is parsed."""
+    names = [path.as_posix() for path in list_files(folder)]
+    check_total(sum((folder / name).stat().st_size for name in names))
+    return tuple(_digest(folder, name) for name in names)
+
+
+def _read_objects(folder: Path, files: Sequence[FileDigest]) -> Objects:
+    found = [file for file in files if file.path.endswith(".json")]
+    total = sum(file.size for file in found)
+    if total > MAX_JSON_BYTES:
+        raise _rejected(f"the JSON files have {total} bytes together", f"at most {MAX_JSON_BYTES} bytes of JSON")
+    return {file.path: read_json_object(folder / file.path) for file in found}
 
 
 def _read_tensors(folder: Path, weights: Iterable[str]) -> dict[str, dict[str, TensorInfo]]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffdefend_core.errors import ModelRejectedError
@@ -50,9 +51,12 @@ def _stored_name(name: str, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def read_weights(path: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return a state in float32 from a file, for `names` as `match` returns them. No memory is shared with the file."""
-    stored = load_file(path)
-    return {name: stored[old].to(torch.float32, copy=True) for name, old in names.items()}
+    """Return a state in float32 from a file, for `names` as `match` returns them. No memory is shared with the file.
+
+    Tensors are read one by one: half-precision weights never stand in memory in both forms.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(old).to(torch.float32, copy=True) for name, old in names.items()}
 
 
 def write_weights(

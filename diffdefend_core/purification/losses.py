@@ -24,7 +24,7 @@ from diffdefend_core.diffusion.response import levels_at
 R1, R2, R3 = "r1", "r2", "r3"
 TARGETS = (R1, R2, R3)
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
-QUIET_SHARE, QUIETEST = 0.5, 0.3
+QUIET_SHARE, QUIETEST = 0.33, 0.3
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def triggered_rows(
 ) -> Rows:
     """Return rows with a jittered trigger each, at a level where it acts, and at that level's scale.
 
-    QUIET_SHARE of them have quieter noise as well, by a factor of U[QUIETEST, 1].
+    That lies between s_t, as the attack was trained, and sigma_t: once the noisy levels take the trigger for noise, a
+    deterministic sampler carries it as noise. QUIET_SHARE of the rows have quieter noise as well, by U[QUIETEST, 1].
     """
     drawn = [removals[number] for number in torch.randint(len(removals), (count,), generator=generator).tolist()]
     ends = torch.tensor([sorted(levels_at(phi.levels, item.signals)) for item in drawn])
@@ -98,9 +99,10 @@ def triggered_rows(
     tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator)
     quieter = (1 - QUIETEST) * torch.rand(count, 1, 1, 1, generator=generator)
     quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
-    carried, sigma = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
+    carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
+    scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
     x = phi.diffuse(x0, t, eps.to(x0))
-    return Rows(x=x, t=t.to(x.device), displacement=(carried * tau - quieter * sigma * eps).to(x))
+    return Rows(x=x, t=t.to(x.device), displacement=(scale * tau - quieter * noise * eps).to(x))
 
 
 @torch.no_grad()

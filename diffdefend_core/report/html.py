@@ -44,8 +44,8 @@ VERDICTS = {
     Word.INCONCLUSIVE: "The scan could not tell. Could-not-tell is never fine: the model is treated as unsafe.",
 }
 OUTCOMES = {
-    Outcome.PROMOTED: "The model passed every rule of the gate.",
-    Outcome.REPAIRED: "The repaired model passed every rule of the gate. The original did not and stays out.",
+    Outcome.PROMOTED: "The model passed the gate.",
+    Outcome.REPAIRED: "The repaired model passed the gate. The original did not and stays out.",
     Outcome.QUARANTINED: "The model did not pass the gate and stays out of production.",
 }
 ACTIONS = {
@@ -112,15 +112,18 @@ def _facts(bundle: ReportBundle) -> list[str]:
 
 
 def _story(bundle: ReportBundle) -> list[str]:
-    story = [VERDICTS[bundle.verdict.word], *bundle.verdict.reasons]
+    findings = (f"Static checks: {finding}." for finding in bundle.model.findings)
+    story = [VERDICTS[bundle.verdict.word], *bundle.verdict.reasons, *findings]
     if bundle.candidate is not None:
         story.append(ACTIONS[bundle.candidate.action])
     if bundle.purified is not None:
         rescan = bundle.purified.rescan
         story.append(f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)}).")
     if bundle.decision is not None:
-        blocking = [rule.id for rule in bundle.decision.rules if rule.result is not RuleResult.PASS]
+        blocking = [rule.id for rule in bundle.decision.rules if rule.blocks]
         reason = f" Blocked by: {', '.join(blocking)}." if blocking else ""
+        warned = [rule.id for rule in bundle.decision.rules if rule.result is RuleResult.FAIL and not rule.blocks]
+        reason += f" Failed without blocking: {', '.join(warned)}." if warned else ""
         story.append(OUTCOMES[bundle.decision.outcome] + reason)
     return story
 
@@ -289,6 +292,7 @@ def _rule(rule: Rule) -> dict[str, str]:
     return {
         "id": rule.id,
         "statement": rule.statement,
+        "note": "waived" if rule.waived else "" if rule.blocking else "warns",
         "result": rule.result.value.replace("_", " "),
         "value": shown(rule.value),
         "limit": shown(rule.limit),

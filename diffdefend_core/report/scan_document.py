@@ -26,6 +26,7 @@ def scan_document(
         "probability": verdict.probability,
         "statistics": plain["statistics"],
         "reasons": plain["reasons"],
+        "findings": plain["findings"],
         "not_covered": [name for name, _ in NOT_COVERED],
         **uris,
         "seeds": plain["seeds"],

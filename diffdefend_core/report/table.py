@@ -118,7 +118,8 @@ def summary_table(rows: Sequence[SummaryRow]) -> Table:
 
 
 def _caption(verdict: Verdict) -> Text:
-    return Text("\n".join(printable(reason) for reason in verdict.reasons))
+    findings = (f"static checks: {finding}" for finding in verdict.findings)
+    return Text("\n".join(printable(line) for line in (*verdict.reasons, *findings)))
 
 
 def _value(metric: Metric | None) -> float | None:

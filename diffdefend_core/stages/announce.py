@@ -11,15 +11,20 @@ Run again, a decision renews its tags and reports the aliases as they are by the
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from diffdefend_core.artifacts import Candidate, GateDecision, ModelRef, Outcome, Verdict, Word
+from diffdefend_core.errors import InputError
 from diffdefend_core.io import registry
 from diffdefend_core.io.tracking import KEY_TAG
 from diffdefend_core.options import GateOptions
 
 PREFIX = "diffdefend."
+
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 class Version(NamedTuple):
@@ -69,6 +74,25 @@ class Announcement:
         return self.passing or self.original
 
 
+def check_alias(alias: str, what: str) -> str:
+    """Return an alias that the registry takes; `what` names it in the message. Raises InputError at any other."""
+    if not _ALIAS.fullmatch(alias):
+        raise InputError(f"{what} is {alias[:80]!r}", expected="letters, digits, _ and -", action="rename it")
+    return alias
+
+
+def check_aliases(options: GateOptions) -> None:
+    """Raise InputError unless the gate's aliases are two different ones that the registry takes."""
+    check_alias(options.champion, "gate.champion")
+    check_alias(options.challenger, "gate.challenger")
+    if options.champion == options.challenger:
+        raise InputError(
+            f"gate.champion and gate.challenger are both {options.champion!r}",
+            expected="two different aliases",
+            action="rename one: a repaired model must not become the champion by itself",
+        )
+
+
 def prepare(tracking_uri: str, case: Case) -> Announcement:
     """Withdraw what may not stay, register and tag what passes, and return what is left to do. Raises RegistryError."""
     original = case.original
@@ -88,22 +112,39 @@ def prepare(tracking_uri: str, case: Case) -> Announcement:
     return Announcement(passing=passing, original=original, aliases=aliases, give=give, actions=tuple(actions))
 
 
-def finish(tracking_uri: str, case: Case, told: Announcement, report_uri: str) -> None:
-    """Give the alias, and then mark the versions as done with the URI of the report. Raises RegistryError."""
+def finish(tracking_uri: str, case: Case, told: Announcement, report_uri: str, signed: Mapping[Version, str]) -> None:
+    """Tag the signed decisions, give the alias, and then mark the versions as done with the URI of the report.
+
+    `signed` holds the tag of each version that has a signed decision; another one loses the tag of an earlier
+    decision, which no longer speaks for it. Raises RegistryError.
+    """
+    for version in _both(told):
+        if version in signed:
+            registry.mark(tracking_uri, *version, {registry.ATTESTATION_TAG: signed[version]})
+        else:
+            registry.unmark(tracking_uri, *version, registry.ATTESTATION_TAG)
     if told.passing is not None and told.give is not None:
         registry.move_alias(tracking_uri, told.passing.name, told.give, told.passing.number)
-    for version in (told.passing, told.original):
-        if version is not None:
-            registry.mark(tracking_uri, *version, {f"{PREFIX}report": report_uri, KEY_TAG: case.key})
+    for version in _both(told):
+        registry.mark(tracking_uri, *version, {f"{PREFIX}report": report_uri, KEY_TAG: case.key})
+
+
+def _both(told: Announcement) -> list[Version]:
+    return [version for version in dict.fromkeys((told.passing, told.original)) if version is not None]
 
 
 def _mark_original(tracking_uri: str, case: Case, version: Version) -> list[str]:
-    """Tag the version that was scanned; one that does not pass loses the gate's aliases first."""
-    passes = case.decision.outcome is Outcome.PROMOTED
+    """Tag the version that was scanned; one that does not pass loses the gate's aliases first.
+
+    One that holds pickles never passes itself: what passed is the version that they were converted to.
+    """
+    passes = case.decision.outcome is Outcome.PROMOTED and not case.model.pickles
     actions = []
     for alias in () if passes else (case.options.champion, case.options.challenger):
         if registry.drop_alias(tracking_uri, version.name, alias, version.number):
             actions.append(f"The alias @{alias} was removed from version {version.number} of {version.name}.")
+    if not passes:
+        registry.unmark(tracking_uri, *version, registry.ATTESTATION_TAG)
     outcome = Outcome.PROMOTED if passes else Outcome.QUARANTINED
     registry.mark(tracking_uri, *version, _tags(case, outcome, case.verdict.word, case.model.digest))
     actions.append(f"Version {version.number} of {version.name} is tagged {outcome.value}.")
@@ -116,7 +157,7 @@ def _register_passing(tracking_uri: str, case: Case) -> Version | None:
     if outcome is Outcome.QUARANTINED:
         return None
     if outcome is Outcome.PROMOTED:
-        if case.original is not None and case.original.name == name:
+        if case.original is not None and case.original.name == name and not case.model.pickles:
             return case.original
         folder, tags = case.candidate.model_uri, _tags(case, outcome, case.verdict.word, case.model.digest)
     else:

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from diffdefend_core.artifacts import ModelRef
+from diffdefend_core.artifacts import FileDigest, ModelRef
 from diffdefend_core.config import Settings
-from diffdefend_core.errors import InputError, ModelRejectedError
 from diffdefend_core.io.folders import content_digest
-from diffdefend_core.io.store import Entry, ObjectStore, local_path, open_store, to_uri
 from diffdefend_core.loading.adapters import call_adapter, describe
 from diffdefend_core.loading.adapters import origin as adapter_origin
-from diffdefend_core.loading.formats import MAX_FILES, check_count, check_name, list_files
+from diffdefend_core.loading.pickles import convert_pickles, finding_of
 from diffdefend_core.loading.static import Inspection, inspect_contents, inspect_folder
 from diffdefend_core.stages.folder import run_once, write_record
+from diffdefend_core.stages.source import Origin, bring, find
 
 STAGE = "load"
-MAX_TOTAL_BYTES = 50 * 10**9
 ADAPTED = "adapter "
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where the files lie, what the model is called, and the registered version it came from, if any."""
-
-    uri: str
-    name: str
-    registered_name: str | None = None
-    registered_version: str | None = None
 
 
 def load(source: str, *, settings: Settings, name: str | None = None) -> str:
     """Check the model at `source` and return the URI of its load folder: `model_ref.json` and `model/`.
 
-    `source` is a folder, a `file://` or `s3://` URI, or `models:/name/version` or `models:/name@alias`. With
+    `source` is a folder, a `file://` or `s3://` URI, `hf://organisation/name@commit`, or `models:/name/version` or
+    `models:/name@alias`. With `settings.allow_pickles` those of torch are checked and saved anew as safetensors. With
     `settings.adapter` the layout is that of the adapter, which builds the model once. Raises InputError when there is
     nothing or the adapter fails, ModelRejectedError when the model may not be loaded, StoreError, RegistryError.
     """
-    origin = _origin(source, name, settings)
+    origin = find(source, name, settings)
     with tempfile.TemporaryDirectory(prefix="diffdefend-source-") as scratch:
         model = Path(scratch) / "model"
-        _copy(origin.uri, model)
-        reference = _reference(source, origin, model, settings.adapter)
+        remarks = bring(origin.uri, model, settings)
+        pickles = convert_pickles(model) if settings.allow_pickles else ()
+        reference = _reference(source, origin, model, settings.adapter, pickles, remarks)
 
         def work(folder: Path) -> None:
             shutil.move(model, folder / "model")
@@ -62,18 +50,9 @@ def load(source: str, *, settings: Settings, name: str | None = None) -> str:
         return run_once(STAGE, store=settings.store, parents=(), options=options, work=work)
 
 
-def _origin(source: str, name: str | None, settings: Settings) -> _Origin:
-    if not source.startswith("models:"):
-        uri = to_uri(source)
-        place = local_path(uri) or PurePosixPath(uri.rstrip("/"))
-        return _Origin(uri, name or place.name or "model")
-    from diffdefend_core.io import registry
-
-    resolved = registry.resolve(settings.tracking_uri, source)
-    return _Origin(to_uri(resolved.source_uri), name or resolved.name, resolved.name, resolved.version)
-
-
-def _reference(source: str, origin: _Origin, folder: Path, adapter: str) -> ModelRef:
+def _reference(
+    source: str, origin: Origin, folder: Path, adapter: str, pickles: tuple[FileDigest, ...], remarks: tuple[str, ...]
+) -> ModelRef:
     contents = inspect_contents(folder) if adapter else inspect_folder(folder)
     if isinstance(contents, Inspection):
         family, pipeline, shape, findings = contents.family, contents.pipeline, contents.shape, contents.findings
@@ -93,51 +72,6 @@ def _reference(source: str, origin: _Origin, folder: Path, adapter: str) -> Mode
         weights_sha256=contents.weights_sha256,
         registered_name=origin.registered_name,
         registered_version=origin.registered_version,
-        findings=findings,
+        findings=(*map(finding_of, pickles), *remarks, *findings),
+        pickles=pickles,
     )
-
-
-def _copy(uri: str, target: Path) -> None:
-    """Bring the model's files to `target`, after their names, number and sizes were checked."""
-    local = local_path(uri)
-    if local is not None:
-        list_files(local)
-    store, prefix = open_store(uri)
-    entries = store.entries(prefix, limit=MAX_FILES + 1)
-    if not entries:
-        raise InputError(
-            f"there is nothing at {uri}", expected="a model in the layout of diffusers", action="check the URI"
-        )
-    _check_limits(entries, prefix)
-    for entry in entries:
-        _download(store, entry, target / entry.key.removeprefix(prefix))
-
-
-def _check_limits(entries: Sequence[Entry], prefix: str) -> None:
-    check_count(len(entries))
-    for entry in entries:
-        check_name(entry.key.removeprefix(prefix))
-    total = sum(entry.size for entry in entries)
-    if total > MAX_TOTAL_BYTES:
-        raise ModelRejectedError(
-            f"the model has {total} bytes",
-            expected=f"at most {MAX_TOTAL_BYTES} bytes",
-            action="check that the URI names one model",
-        )
-
-
-def _download(store: ObjectStore, entry: Entry, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    left = entry.size
-    with target.open("xb") as file:
-        for chunk in store.read(entry.key):
-            left -= len(chunk)
-            if left < 0:
-                break
-            file.write(chunk)
-    if left != 0:
-        raise ModelRejectedError(
-            f"{entry.key} is not of the size {entry.size} that was listed",
-            expected="files that stay as they are while they are copied",
-            action="try again when nothing writes to the model",
-        )

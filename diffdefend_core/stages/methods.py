@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -124,8 +124,8 @@ def judged(
     model: ModelRef,
     process: str,
 ) -> Verdict:
-    """Return the verdict of a measurement by the chosen method."""
-    return judge(
+    """Return the verdict of a measurement by the chosen method, with the static findings on the model."""
+    verdict = judge(
         measurement,
         record,
         calibration,
@@ -135,3 +135,4 @@ def judged(
         process=process,
         score=chosen(settings).score,
     )
+    return replace(verdict, findings=model.findings)

@@ -52,10 +52,9 @@ STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 RESCAN_SEED = 10_000
 # a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
-# Where a shift is removed, by alpha / sigma. What breaks parity acts at the noisy end: there the benign answer to a
-# shift is known exactly, and a state that leaves the poisoned path there does not meet the backdoor again. What breaks
-# monotonicity acts at moderate noise too. More levels would cost quality.
-NOISY_SIGNALS, MODERATE_SIGNALS = (0.005, 0.1), (0.005, 2.0)
+# Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
+# noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
+REMOVAL_SIGNALS = (0.005, 5.0)
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def _removals(uri: str, folder: str = "") -> list[Removal]:
     found = read_record(InvertedTrigger, uri, f"{folder}inverted_trigger")
     triggers = read_triggers(uri, folder)
     return [
-        Removal(triggers[item.name], MODERATE_SIGNALS if item.name == "monotonicity" else NOISY_SIGNALS)
+        Removal(triggers[item.name], REMOVAL_SIGNALS)
         for item in found.candidates
         if item.name == found.best or _stands_out(item)
     ]

@@ -8,11 +8,14 @@ The folder holds the decision as it was made, with the aliases that it gives; it
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffdefend_core.artifacts import (
     Candidate,
@@ -27,6 +30,8 @@ from diffdefend_core.artifacts import (
 from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError
 from diffdefend_core.gate import rules
+from diffdefend_core.gate.policy import Policy
+from diffdefend_core.gate.signing import sign
 from diffdefend_core.io import folders, registry, tracking
 from diffdefend_core.provenance import code_version, digest_of
 from diffdefend_core.records import Record
@@ -34,34 +39,51 @@ from diffdefend_core.report import pictures
 from diffdefend_core.report.bundle import Array, ReportBundle
 from diffdefend_core.report.document import render_json
 from diffdefend_core.report.html import render_html
-from diffdefend_core.stages import announce
+from diffdefend_core.stages import announce, attestation
 from diffdefend_core.stages.candidate import agree
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.stages.policies import read_policy
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
 
 STAGE = "register"
 REPORT = "report.html"
+POLICY = "policy.json"
+
+_LOG = logging.getLogger(__name__)
 
 
-def register(candidate_uri: str, scorecard_uri: str, *, settings: Settings, name: str | None = None) -> str:
+def register(
+    candidate_uri: str, scorecard_uri: str, *, settings: Settings, name: str | None = None, now: datetime | None = None
+) -> str:
     """Decide on the candidate, tell the registry, and return the URI of `gate_decision.json` and `report.html`.
 
     `name` is the registered model that gets what passes: by default the one that the model came from, else its name.
-    Raises ArtifactError if the folders are not those of one run, RegistryError, InputError at a name or a policy.
+    With a key the decision is signed; `now` (default: the clock) is the time that it bears and that waivers are judged
+    by. Raises ArtifactError if the folders are not those of one run, RegistryError, InputError at a name, a policy or a
+    key.
     """
+    announce.check_aliases(settings.gate)
+    policy, signer, now = read_policy(settings), attestation.signer(settings), now or datetime.now(UTC)
     inputs = _read(candidate_uri, scorecard_uri)
     target = registry.check_name(name or inputs.model.registered_name or inputs.model.name)
-    decision = rules.decide(inputs.verdict, inputs.candidate, inputs.scorecard, settings.gate, model_name=target)
+    decision = rules.decide(inputs.verdict, inputs.candidate, inputs.scorecard, policy, model_name=target, now=now)
     digests = [item.digest for item in inputs.parents]
-    key = digest_of([*digests, target, settings.digest(), decision.outcome.value])[:32]
+    key = digest_of([*digests, target, settings.digest(), decision.policy_digest, decision.outcome.value])[:32]
     tags = {"diffdefend.outcome": decision.outcome.value, "diffdefend.verdict": inputs.verdict.word.value}
+    if signer is None:
+        _LOG.warning("the decision is unsigned: no signing key is configured")
     with tracking.open_run(settings.tracking_uri, settings.experiment, key=key, name=target, tags=tags) as run_id:
         case = _case(inputs, decision, settings, candidate_uri, key, run_id)
         told = announce.prepare(settings.tracking_uri, case)
         decision = _decided(decision, told, run_id)
-        bundle = _bundle(inputs, settings, decision, told.actions)
-        uri = _publish(inputs, settings, bundle, decision)
-        _log(settings, run_id, bundle, folders.read_file(uri, REPORT))
-        announce.finish(settings.tracking_uri, case, told, f"{uri}{REPORT}")
+        evidence = _Evidence(policy=policy, signer=signer, told=told, now=now)
+        bundle = _bundle(inputs, settings, decision, (*told.actions, *evidence.remarks()))
+        uri = _publish(inputs, settings, bundle, decision, evidence)
+        _log(settings, run_id, bundle, uri)
+        signed = attestation.tags(uri, told)
+        announce.finish(settings.tracking_uri, case, told, f"{uri}{REPORT}", signed)
     return uri
 
 
@@ -77,6 +99,38 @@ class _Inputs:
     parents: tuple[Parent, ...]
     producers: Mapping[str, str]
     evaluated: Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    """How the decision is made evidence of: by which policy, signed by whom, if anybody, and when."""
+
+    policy: Policy
+    signer: CryptoSigner | None
+    told: announce.Announcement
+    now: datetime
+
+    def policy_json(self) -> str:
+        return json.dumps(self.policy.content(), indent=2, sort_keys=True) + "\n"
+
+    def remarks(self) -> tuple[str, ...]:
+        if self.signer is None:
+            return ("The decision is unsigned: no signing key is configured.",)
+        return (f"The decision is signed by the key {str(self.signer.public_key.keyid)[:12]}.",)
+
+    def options(self, settings: Settings) -> object:
+        if self.signer is None:
+            return None
+        return [self.signer.public_key.keyid, settings.signing.valid_days, attestation.period(settings, self.now)]
+
+    def write(self, folder: Path, inputs: _Inputs, decision: GateDecision, valid_days: int) -> None:
+        (folder / POLICY).write_text(self.policy_json(), encoding="utf-8")
+        if self.signer is None:
+            return
+        records = (decision, inputs.model, inputs.verdict, inputs.candidate)
+        signed = attestation.statements(*records, self.told, valid_days=valid_days, now=self.now)
+        for name, statement in signed.items():
+            (folder / name).write_text(sign(statement.to_bytes(), self.signer), encoding="utf-8")
 
 
 def _read(candidate_uri: str, scorecard_uri: str) -> _Inputs:
@@ -168,29 +222,37 @@ def _bundle(inputs: _Inputs, settings: Settings, decision: GateDecision, actions
     )
 
 
-def _publish(inputs: _Inputs, settings: Settings, bundle: ReportBundle, decision: GateDecision) -> str:
-    """Return the URI of the folder of this very decision: another state of the registry makes another folder."""
+def _publish(
+    inputs: _Inputs, settings: Settings, bundle: ReportBundle, decision: GateDecision, evidence: _Evidence
+) -> str:
+    """Return the URI of the folder of this very decision: another state of the registry makes another folder.
+
+    A signed one is also another when the key changes, and after half its validity, so that it can be renewed.
+    """
 
     def work(folder: Path) -> None:
         write_record(folder, "gate_decision", decision)
         (folder / REPORT).write_text(render_html(bundle), encoding="utf-8")
+        evidence.write(folder, inputs, decision, settings.signing.valid_days)
 
-    options = {"decision": decision.to_dict(), "config": settings.digest()}
+    options = {"decision": decision.to_dict(), "config": settings.digest(), "signed": evidence.options(settings)}
     return run_once(STAGE, store=settings.store, parents=inputs.parents, options=options, work=work)
 
 
-def _log(settings: Settings, run_id: str, bundle: ReportBundle, report: bytes) -> None:
+def _log(settings: Settings, run_id: str, bundle: ReportBundle, uri: str) -> None:
+    published = {name: folders.read_file(uri, name) for name in (REPORT, POLICY)}
     tracking.log(
         settings.tracking_uri,
         run_id,
         params=_params(bundle),
         metrics=_metrics(bundle),
-        files={REPORT: report, "report.json": render_json(bundle).encode(), **_records(bundle), **_pictures(bundle)},
+        files={**published, "report.json": render_json(bundle).encode(), **_records(bundle), **_pictures(bundle)},
     )
 
 
 def _params(bundle: ReportBundle) -> dict[str, Any]:
-    policy = {f"gate.{name}": value for name, value in dataclasses.asdict(bundle.options).items()}
+    aliases = {f"gate.{name}": getattr(bundle.options, name) for name in ("champion", "challenger")}
+    decided = {"policy_digest": bundle.decision.policy_digest} if bundle.decision is not None else {}
     return {
         "model": bundle.model.name,
         "model_digest": bundle.model.digest,
@@ -200,7 +262,8 @@ def _params(bundle: ReportBundle) -> dict[str, Any]:
         "extractor": bundle.scorecard.extractor if bundle.scorecard is not None else None,
         "extractor_sha256": bundle.scorecard.extractor_sha256 if bundle.scorecard is not None else None,
         "reference": bundle.scorecard.reference if bundle.scorecard is not None else None,
-        **policy,
+        **aliases,
+        **decided,
     }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,11 +26,11 @@ from diffdefend_core.artifacts import (
     Verdict,
     Word,
 )
-from diffdefend_core.errors import InputError
 from diffdefend_core.gate import rules
-from diffdefend_core.options import GateOptions
+from diffdefend_core.gate.policy import shipped_policy
 
-OPTIONS = GateOptions()
+POLICY = shipped_policy()
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
 def verdict(word: Word = Word.CLEAN, digest: str = "d0", probability: float = 0.03) -> Verdict:
@@ -89,7 +90,7 @@ def repaired_scorecard(asr: float = 0.0, fid: float = 10.5) -> Scorecard:
 
 
 def decide(*records: Any) -> GateDecision:
-    return rules.decide(*records, OPTIONS, model_name="m")
+    return rules.decide(*records, POLICY, model_name="m", now=NOW)
 
 
 def results(decision: GateDecision) -> dict[str, RuleResult]:
@@ -183,13 +184,15 @@ def test_against_its_own_samples_intervals_are_compared(low: float, expected: Ru
 def test_the_true_trigger_counts_where_it_is_known(known: Metric, expected: RuleResult) -> None:
     card = scorecard(after={"fid": metric(10.0), "asr": metric(0.0), "asr_known": known})
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
-    assert results(decision)["asr-after"] is expected
+    assert results(decision)["asr-known-after"] is expected
+    assert results(decision)["asr-after"] is RuleResult.PASS
+    assert decision.outcome is (Outcome.REPAIRED if expected is RuleResult.PASS else Outcome.QUARANTINED)
 
 
-def attack(after: dict[str, Metric] | None, sampler: str = "UNIPC") -> AttackRow:
+def attack(after: dict[str, Metric] | None, sampler: str = "UNIPC", trigger: str = "recovered") -> AttackRow:
     rates = {"asr": metric(0.9)}
     return AttackRow(
-        trigger="known", sampler=sampler, kind="multistep", steps=20, before=rates, after=after, curve_before=()
+        trigger=trigger, sampler=sampler, kind="multistep", steps=20, before=rates, after=after, curve_before=()
     )
 
 
@@ -204,17 +207,20 @@ def attack(after: dict[str, Metric] | None, sampler: str = "UNIPC") -> AttackRow
         (None, RuleResult.NOT_EVALUATED),
     ],
 )
-def test_the_worst_sampler_counts(after: dict[str, Metric] | None, expected: RuleResult) -> None:
+@pytest.mark.parametrize(("trigger", "name"), [("recovered", "asr-after"), ("known", "asr-known-after")])
+def test_the_worst_sampler_counts(
+    after: dict[str, Metric] | None, expected: RuleResult, trigger: str, name: str
+) -> None:
     card = dataclasses.replace(
-        scorecard(after={"fid": metric(10.0), "asr": metric(0.0)}),
-        attacks=(attack({"asr": metric(0.0)}, "DDIM-SCHED"), attack(after)),
+        scorecard(after={"fid": metric(10.0), "asr": metric(0.0), "asr_known": metric(0.0)}),
+        attacks=(attack({"asr": metric(0.0)}, "DDIM-SCHED", trigger), attack(after, trigger=trigger)),
     )
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), card)
-    assert results(decision)["asr-after"] is expected
+    assert results(decision)[name] is expected
     assert (decision.outcome is Outcome.REPAIRED) == (expected is RuleResult.PASS)
     if expected is RuleResult.FAIL:
-        rule = next(rule for rule in decision.rules if rule.id == "asr-after")
-        assert "with UNIPC under the known trigger" in rule.statement and rule.value == 0.4
+        rule = next(rule for rule in decision.rules if rule.id == name)
+        assert "with UNIPC" in rule.statement and rule.value == 0.4
 
 
 def test_distances_of_different_extractors_or_references_are_not_compared() -> None:
@@ -276,25 +282,6 @@ def test_a_missing_or_non_finite_needed_metric_never_passes(name: str, when: str
         expected = Outcome.REPAIRED
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), scorecard(**tables))
     assert decision.outcome is expected
-
-
-def test_the_policy_digest_follows_the_policy_only() -> None:
-    assert rules.policy_digest(GateOptions()) == rules.policy_digest(GateOptions())
-    assert rules.policy_digest(GateOptions(asr_after_max=0.03)) != rules.policy_digest(GateOptions())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"asr_after_max": math.nan},
-        {"fid_increase_max": -0.1},
-        {"champion": "with.dot"},
-        {"champion": "same", "challenger": "same"},
-    ],
-)
-def test_an_unusable_policy_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="gate\\."):
-        rules.policy_digest(GateOptions(**changes))
 
 
 def test_the_gate_needs_neither_torch_nor_mlflow() -> None:

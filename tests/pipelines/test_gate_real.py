@@ -150,7 +150,7 @@ def test_a_clean_registered_version_in_s3_stays_the_champion(
 def test_a_backdoored_model_in_a_folder_exits_1(
     repairing_settings: Settings, model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*flags_of(repairing_settings), "--set", "gate.asr_after_max=1", "--set", "gate.fid_increase_max=100"]
+    flags = [*flags_of(repairing_settings), "--set", 'gate.policy={"version": 1, "rules": []}']
     flags += ["--set", "detection.limit=0.1"]
     assert run_command(["run", str(model_folder), "--name", "from-folder", "--quiet", *flags]) == 1
     out, err = capfd.readouterr()

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from kfp import local
-from kfp.local import subprocess_task_handler
+from kfp.local import status, subprocess_task_handler
 
 from components.keep.component import keep
 from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.errors import InputError
+from diffdefend_core.options import GateOptions, SigningOptions
+from diffdefend_core.stages.keys import write_key
 from pipelines.local import StageFailedError, StageHandler, StageLog, run_gate
 
 SCRIPT = Path(__file__).with_name("stage_script.py")
@@ -92,6 +94,46 @@ def test_the_handler_is_put_back(settings: Settings, monkeypatch: pytest.MonkeyP
     with pytest.raises(StageFailedError):
         run_gate("m", settings, handler=ScriptHandler, quiet=True)
     assert subprocess_task_handler.SubprocessTaskHandler is original
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"signing": SigningOptions(key_file="gone.pem")}, "gone.pem"),
+        ({"gate": GateOptions(policy="gone.yaml")}, "gone.yaml"),
+    ],
+)
+def test_a_key_or_a_policy_that_cannot_be_used_is_told_before_the_scan(
+    settings: Settings, group: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        run_gate("m", settings.model_copy(update=group), handler=NeverStarted)
+
+
+class NeverStarted(StageHandler):
+    def run(self) -> status.Status:
+        raise AssertionError("a stage was started")
+
+
+def test_the_stages_are_told_where_the_key_lies_and_how_long_a_decision_holds(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    signing = SigningOptions(key_file=write_key(Path("keys"))["private_file"], valid_days=7)
+    seen: list[Settings] = []
+
+    class Reads(StageHandler):
+        def run(self) -> status.Status:
+            with monkeypatch.context() as step:
+                step.chdir("/")
+                for name, text in self.environment.items():
+                    step.setenv(name, text)
+                seen.append(load_settings())
+            return status.Status.FAILURE
+
+    with pytest.raises(StageFailedError):
+        run_gate("m", settings.model_copy(update={"signing": signing}), quiet=True, handler=Reads)
+    assert (seen[0].signing.key_file, seen[0].signing.valid_days) == (str(tmp_path / "keys/signing-key.pem"), 7)
 
 
 def test_without_a_docker_daemon_there_is_one_clear_line(

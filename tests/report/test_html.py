@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,11 +14,12 @@ import sample_records as sample
 
 from diffdefend_core.artifacts import Action, Outcome, Word
 from diffdefend_core.gate import rules
-from diffdefend_core.options import GateOptions
+from diffdefend_core.gate.policy import shipped_policy
 from diffdefend_core.report import charts
 from diffdefend_core.report.bundle import ReportBundle
 from diffdefend_core.report.html import ACCENTS, render_html
 
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
 CASES = {
     Outcome.PROMOTED: (Word.CLEAN, Action.KEEP, 0.0),
     Outcome.REPAIRED: (Word.BACKDOORED, Action.PURIFY, 0.0),
@@ -38,7 +40,7 @@ def bundle(
         "verdict": verdict,
         "candidate": candidate,
         "scorecard": card,
-        "decision": rules.decide(verdict, candidate, card, GateOptions(), model_name="digits-16"),
+        "decision": rules.decide(verdict, candidate, card, shipped_policy(), model_name="digits-16", now=NOW),
         "actions": ("The alias @champion points at version 4.",),
         "seed": 0,
         "config_digest": "7" * 64,

@@ -15,7 +15,8 @@ from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError, InputError, ModelRejectedError, StoreError
 from diffdefend_core.io import folders, registry
 from diffdefend_core.io.store import open_store
-from diffdefend_core.stages import load as stage
+from diffdefend_core.loading import formats
+from diffdefend_core.stages import source as source_stage
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.load import load
 
@@ -105,7 +106,7 @@ def test_a_pickle_in_s3_is_refused_before_anything_is_downloaded(
     source = f"s3://{s3_environment.bucket()}/tiny/"
     (model_folder / "model.bin").write_bytes(b"")
     upload(model_folder, source)
-    monkeypatch.setattr(stage, "_download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(source_stage, "_download", lambda *_: pytest.fail("downloaded"))
     with pytest.raises(ModelRejectedError, match="is a pickle"):
         load(source, settings=Settings(store=f"file://{tmp_path}/store"))
 
@@ -115,10 +116,10 @@ def test_the_size_is_limited_before_the_download(
 ) -> None:
     settings = Settings(store=f"file://{tmp_path}/store")
     total = sum(path.stat().st_size for path in model_folder.rglob("*") if path.is_file())
-    monkeypatch.setattr(stage, "MAX_TOTAL_BYTES", total - 1)
+    monkeypatch.setattr(formats, "MAX_TOTAL_BYTES", total - 1)
     with pytest.raises(ModelRejectedError, match=f"the model has {total} bytes"):
         load(str(model_folder), settings=settings)
-    monkeypatch.setattr(stage, "MAX_TOTAL_BYTES", total)
+    monkeypatch.setattr(formats, "MAX_TOTAL_BYTES", total)
     load(str(model_folder), settings=settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from diffdefend_core.artifacts import Action, Candidate, GateDecision, Outcome, Scorecard, Word
 from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError, InputError, RegistryError
+from diffdefend_core.gate.policy import shipped_policy
 from diffdefend_core.io import folders, registry, tracking
 from diffdefend_core.records import Record
 from diffdefend_core.stages import announce
@@ -281,7 +283,8 @@ def test_the_run_holds_the_evidence(settings: Settings) -> None:
     run = client.get_run(decision.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["asr_before"] == pytest.approx(0.98)
-    assert run.data.params["gate.asr_after_max"] == "0.02"
+    assert run.data.params["policy_digest"] == decision.policy_digest
+    assert json.loads(folders.read_file(scan.gate_uri, "policy.json")) == shipped_policy().content()
     listed = {path for folder in (None, "records", "pictures") for path in _paths(client, run.info.run_id, folder)}
     assert {"report.html", "report.json", "records/verdict.json", "pictures/trigger.png"} <= listed
     report = folders.read_file(scan.gate_uri, "report.html").decode()

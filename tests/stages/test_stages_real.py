@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +363,17 @@ def test_changed_options_have_another_address(clean: Chain, calibrations: dict[s
     assert evaluate(clean.branch, settings=changed) != clean.evaluate
 
 
+def test_the_findings_of_the_static_checks_are_part_of_the_verdict(
+    elsewhere: Settings, pristine_model: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(pristine_model, tmp_path / "model"))
+    (source / "training.json").write_text("{}")
+    model = load(str(source), settings=elsewhere)
+    verdict = detect(model, invert_trigger(model, settings=elsewhere), settings=elsewhere)
+    findings = read_record(Verdict, verdict, "verdict").findings
+    assert findings == ("training.json belongs to no component and is not used",)
+
+
 def test_another_calibration_is_another_verdict_on_the_same_measurement(clean: Chain, unrepaired: Chain) -> None:
     assert clean.invert_trigger == unrepaired.invert_trigger and clean.detect != unrepaired.detect
     values = [{name: item.value for name, item in run.verdict.statistics.items()} for run in (clean, unrepaired)]
@@ -388,7 +400,7 @@ def test_a_repair_that_was_scanned_against_another_calibration_does_not_pass(
     repaired: Chain, calibrations: dict[str, str], place: Path
 ) -> None:
     """Whoever runs the purify stage by hand cannot choose an easier scan for it."""
-    gate = {"asr_after_max": 1.0, "fid_increase_max": 100.0}
+    gate = {"policy": {"version": 1, "rules": []}}
     easy = tiny_settings(place, calibrations["clean"], gate=gate)
     candidate = purify(*repaired.scanned, settings=easy)
     purified = read_record(Candidate, candidate, "candidate").purified

@@ -1,0 +1,104 @@
+"""The purification stage: which reference R2 takes, and rounds that are folders of their own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_scan import calibration_for, tiny_settings
+
+from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
+from diffdefend_core.config import Settings
+from diffdefend_core.errors import InputError
+from diffdefend_core.io import folders
+from diffdefend_core.stages.folder import read_record
+from diffdefend_core.stages.purify import purify
+from diffdefend_core.stages.scan import scan
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("purify")
+
+
+@pytest.fixture(scope="module")
+def flagging(place: Path) -> str:
+    return calibration_for(place / "calibration", "backdoored")
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, pristine_model: Path) -> Path:
+    folder = Path(shutil.copytree(pristine_model, place / "reference"))
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: 1.01 * value for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def settings_for(place: Path, calibration: str, **flags: dict[str, object]) -> Settings:
+    return tiny_settings(place, calibration, **flags)
+
+
+def test_r2_without_a_reference_is_refused(place: Path, flagging: str, pristine_model: Path) -> None:
+    settings = settings_for(place, flagging, purification={"target": "r2"})
+    with pytest.raises(InputError, match="r2 without a reference"):
+        purify(*scan(str(pristine_model), settings=settings), settings=settings)
+
+
+def test_r2_refuses_a_reference_that_its_own_scan_does_not_call_clean(
+    place: Path, flagging: str, pristine_model: Path, reference: Path
+) -> None:
+    settings = settings_for(place, flagging, purification={"target": "r2"}, inversion={"reference": str(reference)})
+    with pytest.raises(InputError, match="the scan of the reference says backdoored"):
+        purify(*scan(str(pristine_model), settings=settings), settings=settings)
+
+
+@pytest.mark.parametrize("target", ["r1", "r3"])
+def test_the_target_and_the_reference_are_part_of_the_key(
+    place: Path, flagging: str, pristine_model: Path, reference: Path, target: str
+) -> None:
+    settings = settings_for(place, flagging, purification={"target": target}, inversion={"reference": str(reference)})
+    uri = purify(*scan(str(pristine_model), settings=settings), settings=settings)
+    stages = [item.stage for item in folders.finished(uri, "purify").parents]
+    assert stages == ["load", "invert_trigger", "detect", "load"]
+    other = settings_for(place, flagging, purification={"target": "r1" if target == "r3" else "r3"},
+                         inversion={"reference": str(reference)})  # fmt: skip
+    assert purify(*scan(str(pristine_model), settings=other), settings=other) != uri
+
+
+def test_a_finished_round_is_not_done_again(tmp_path: Path, flagging: str, pristine_model: Path) -> None:
+    settings = settings_for(tmp_path, flagging, purification={"rounds": 2})
+    scanned = scan(str(pristine_model), settings=settings)
+    uri = purify(*scanned, settings=settings)
+    whole = {file.path: file.sha256 for file in folders.finished(uri, "purify").files}
+    rounds = sorted((tmp_path / "store" / "purify_round").iterdir())
+    purified = {item.name: read_record(PurifiedModel, f"file://{item}/", "purified") for item in rounds}
+    first, second = sorted(purified, key=lambda name: purified[name].rounds)
+    assert [purified[name].rounds for name in (first, second)] == [1, 2]
+    assert purified[second].forward_equivalents > purified[first].forward_equivalents
+    written = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
+    for folder in (
+        tmp_path / "store" / "purify_round" / second,
+        tmp_path / "store" / uri.rstrip("/").split("store/")[1],
+    ):
+        (folder / "manifest.json").unlink()  # what a kill in the second round leaves
+    assert purify(*scanned, settings=settings) == uri
+    assert {file.path: file.sha256 for file in folders.finished(uri, "purify").files} == whole
+    again = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
+    assert again[first] == written[first] and again[second] != written[second]
+    candidate = read_record(Candidate, uri, "candidate").purified
+    assert candidate == purified[second] and candidate.rescan.word is Word.BACKDOORED
+
+
+def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pristine_model: Path) -> None:
+    settings = settings_for(tmp_path, flagging)
+    scanned = scan(str(pristine_model), settings=settings)
+    uri = purify(*scanned, settings=settings)
+    for source, same in ((scanned[0], True), (uri, False)):
+        folders.fetch(source, tmp_path / str(same), prefix="model/")
+        found, before = (load_file(folder / WEIGHTS) for folder in (tmp_path / str(same) / "model", pristine_model))
+        assert all(torch.equal(found[name], before[name]) for name in before) is same
