@@ -21,7 +21,6 @@ import urllib3
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import kfp
-    from kfp.client.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 
 from diffdefend_core.config import Settings, without_password
 from diffdefend_core.errors import DiffDefendError, InputError
@@ -33,6 +32,7 @@ SECONDS = 20
 _FIELD = re.compile(r"[0-9A-Za-z*/,?\-]+")
 _DESCRIPTORS = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _PAGE = 100
+_POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"
 
 
 class ClusterError(DiffDefendError, RuntimeError):
@@ -256,7 +256,7 @@ def _credentials() -> dict[str, Any]:
         return {"existing_token": token}
     if cookie:
         return {"cookies": cookie}
-    path = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH
+    path = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _POD_TOKEN
     if os.path.exists(path):
         return {"credentials": kfp.client.ServiceAccountTokenVolumeCredentials(path)}
     return {}
