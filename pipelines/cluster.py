@@ -114,6 +114,11 @@ class Cluster:
         with self._calling() as client:
             return str(client.get_run(run_id).state)
 
+    def stop(self, run_id: str) -> None:
+        """Stop a run."""
+        with self._calling() as client:
+            client.terminate_run(run_id)
+
     def schedules(self, name: str | None = None) -> list[Schedule]:
         """Return the schedules of the experiment, by name; with `name` those of that name."""
         found, token = [], ""
