@@ -29,7 +29,7 @@ class Manifest:
     namespace: str = ""
 
     def __post_init__(self) -> None:
-        for name in filter(None, (self.version, self.namespace)):
+        for name in (self.version, *filter(None, [self.namespace])):
             if not _VERSION_NAME.fullmatch(name) or len(name) > 253:
                 raise InputError(
                     f"object name {name!r}",

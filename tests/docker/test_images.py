@@ -1,4 +1,4 @@
-"""The image as built from docker/Dockerfile: it builds without BuildKit and runs locked down. Minutes; `make test-docker`.
+"""The image as built from docker/Dockerfile: it builds without BuildKit and runs locked down (`make test-docker`).
 
 `DIFFDEFEND_TEST_BASE` names the base (default python:3.11-slim); any image with Python 3.11 and apt will do.
 """
