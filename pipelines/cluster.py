@@ -308,7 +308,7 @@ def _schedule(item: Any) -> Schedule:
 def _message(error: kfp_server_api.ApiException) -> str:
     """Return what the server said, without headers, which may repeat credentials."""
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
-    match = re.search(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)"', body)
+    match = re.search(r'"message"\s*:\s*"((?:[^"\\]|\\.)*)"', body)
     return _short(match[1] if match else re.sub(r"<[^>]*>", " ", body))
 
 

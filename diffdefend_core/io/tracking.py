@@ -83,8 +83,8 @@ def open_run(tracking_uri: str, experiment: str, *, key: str, name: str, tags: M
     """Open the run of the decision `key` and yield its id; it ends FINISHED, or FAILED if the body raises.
 
     An existing MLFLOW_RUN_ID is honoured, unless MLFLOW_TRACKING_URI says that it is a run of another server: that run
-    is used, and ending it stays with whoever began it (Kubeflow's MLflow plug-in gives one to each task). Else the run of
-    an earlier try with the same `key` is taken up again, so that a retry leaves one run. Raises RegistryError.
+    is used, and ending it stays with whoever began it (Kubeflow's MLflow plug-in gives one to each task). Else the run
+    of an earlier try with the same `key` is taken up again, so that a retry leaves one run. Raises RegistryError.
     """
     client = connect(tracking_uri)
     foreign = _run_of_others(tracking_uri)

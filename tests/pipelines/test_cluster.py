@@ -136,7 +136,7 @@ def test_a_schedule_is_created_shown_replaced_and_removed(server: KfpServer, cal
     assert call("schedule", "create", "nightly", "models:/digits@champion", "--cron", CRON)[0] == 0
     (made,) = server.recurring
     assert made["trigger"]["cron_schedule"]["cron"] == CRON
-    assert (made["max_concurrency"], made["no_catchup"]) == ("1", True)
+    assert (str(made["max_concurrency"]), made["no_catchup"]) == ("1", True)
     code, out, _ = call("schedule", "show", "-o", "json")
     (shown,) = json.loads(out)
     assert code == 0 and (shown["name"], shown["cron"], shown["enabled"]) == ("nightly", CRON, True)
