@@ -81,7 +81,7 @@ def test_the_list_is_a_loop_over_the_whole_gate(compiled: Compile) -> None:
     spec, platform = compiled("scan", gpu=True)
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     (loop,) = spec["root"]["dag"]["tasks"].values()
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "sources"}
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--sources"}
     assert loop["iteratorPolicy"]["parallelismLimit"] == 2
     body = spec["components"][loop["componentRef"]["name"]]["dag"]["tasks"]
     assert (
