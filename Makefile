@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile clean
+.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile test-docker smoke-cluster clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,14 @@ fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them; goe
 
 hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 minute)
 	$(BIN)/python -m benchmarks.hostile
+
+# Needs a docker daemon (DOCKER_HOST) and, offline, an image under the name of the base; see docs/kubernetes.md.
+test-docker: $(STAMP) $(VENV)/.s3  ## Build the images and run the gate in them; skips without a docker daemon
+	$(BIN)/python -m pytest -m docker -rs tests/docker tests/pipelines
+
+# FLAGS="--host http://localhost:8888 --model s3://... --gpu"; see docs/kubernetes.md.
+smoke-cluster: $(STAMP)  ## Check on your cluster what only a cluster can show, and clean up
+	$(BIN)/python -m pipelines.smoke $(FLAGS)
 
 clean:  ## Remove the environment and what runs have left
 	rm -rf $(VENV) .diffdefend runs

@@ -63,10 +63,14 @@ def gate_pipeline(
     """Return the gate as a pipeline, its tasks placed by `placement`; `science` is the default of its `settings`."""
     treat = treat_pipeline(placement)
 
-    @dsl.pipeline(name=NAME, description="Scan a diffusion model for backdoors, repair it, and gate its promotion.")
+    @dsl.pipeline(
+        name=NAME,
+        description="Scan a diffusion model for backdoors, repair it, and gate its promotion.",
+        pipeline_config=placement.pipeline_config(),
+    )
     def gate(source: str, settings: str = science, store: str = "", name: str = "") -> GateOutputs:
         both = {"settings": settings, "store": store}
-        loaded = placement.light(load(source=source, name=name, **both), registry=True)
+        loaded = placement.light(load(source=source, name=name, **both), registry=True, weights=True)
         model_uri = loaded.outputs["uri"]
         inverted = placement.heavy(invert_trigger(model_uri=model_uri, **both))
         trigger_uri = inverted.outputs["uri"]

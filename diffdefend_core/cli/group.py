@@ -8,7 +8,7 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import gate, inspection, models, platform, scan, stages
+from diffdefend_core.cli import cluster, gate, inspection, models, platform, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
@@ -19,7 +19,7 @@ ERROR_PREFIX = "diffdefend: error: "
 _ALIASES = {"invert": "invert-trigger"}
 _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
-    "mlflow": "registry", "minio": "s3", "tenacity": "s3",
+    "kfp_server_api": "pipelines", "mlflow": "registry", "minio": "s3", "tenacity": "s3",
     "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
     "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
@@ -40,7 +40,8 @@ class _Group(click.Group):
         scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
         gate.gate, gate.policy, gate.key,
-        platform.compile_pipeline, platform.config, platform.doctor,
+        cluster.submit, cluster.schedule,
+        platform.compile_command, platform.config, platform.doctor,
     ],
 )  # fmt: skip
 @click.version_option(__version__, prog_name="diffdefend")

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from diffdefend_core.cli.cluster import placement_of, placing
 from diffdefend_core.cli.context import current_settings
-from diffdefend_core.cli.options import FORMAT, WRITTEN, shared
+from diffdefend_core.cli.options import FORMAT, WRITTEN, searching, shared
 from diffdefend_core.config import without_password
 
 
 @click.command("compile")
 @click.option("-o", "--output", type=WRITTEN, required=True, metavar="FILE", help="Where the YAML goes.")
-@click.option("--gpu", is_flag=True, help="Ask for an accelerator for the stages that compute.")
+@click.option("--pipeline", type=click.Choice(["gate", "scan"]), default="gate", show_default=True,
+              help="The gate for one model, or for each of a short list.")  # fmt: skip
+@click.option("--manifest", metavar="VERSION",
+              help="Write the objects Pipeline and PipelineVersion instead; VERSION names the latter.")  # fmt: skip
+@click.option("--namespace", default="", metavar="NAME", help="Namespace of these objects.")
+@placing
+@searching
 @shared
-def compile_pipeline(output: Path, gpu: bool) -> None:
-    """Compile the gate for Kubeflow Pipelines, with the seed and the options that hold here as its default settings."""
-    from pipelines.compile import compile_gate
+def compile_command(output: Path, pipeline: str, manifest: str | None, namespace: str, **given: Any) -> None:
+    """Compile a pipeline for Kubeflow Pipelines; the seed and the options that hold here are its default settings."""
+    from pipelines.compile import Manifest, compile_pipeline
 
-    compile_gate(output, science=current_settings().science_json(), gpu=gpu)
+    objects = Manifest(version=manifest, namespace=namespace) if manifest is not None else None
+    compile_pipeline(
+        pipeline, output, science=current_settings().science_json(), placement=placement_of(given), manifest=objects,
+        **given,
+    )  # fmt: skip
     click.echo(str(output))
 
 

@@ -82,11 +82,12 @@ def without_credentials(text: str) -> str:
 def open_run(tracking_uri: str, experiment: str, *, key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
     """Open the run of the decision `key` and yield its id; it ends FINISHED, or FAILED if the body raises.
 
-    An existing MLFLOW_RUN_ID is honoured: that run is used, and ending it stays with whoever began it. Else the run of
-    an earlier try with the same `key` is taken up again, so that a retry leaves one run. Raises RegistryError.
+    An existing MLFLOW_RUN_ID is honoured, unless MLFLOW_TRACKING_URI says that it is a run of another server: that run
+    is used, and ending it stays with whoever began it (Kubeflow's MLflow plug-in gives one to each task). Else the run
+    of an earlier try with the same `key` is taken up again, so that a retry leaves one run. Raises RegistryError.
     """
     client = connect(tracking_uri)
-    foreign = os.environ.get("MLFLOW_RUN_ID")
+    foreign = _run_of_others(tracking_uri)
     with translated(tracking_uri):
         run_id = (
             client.get_run(foreign).info.run_id if foreign else _own_run(client, tracking_uri, experiment, key, name)
@@ -103,6 +104,12 @@ def open_run(tracking_uri: str, experiment: str, *, key: str, name: str, tags: M
     finally:
         with translated(tracking_uri):
             client.set_terminated(run_id, status)
+
+
+def _run_of_others(tracking_uri: str) -> str | None:
+    """Return the run that the environment hands over, None if there is none or it is one of another server."""
+    theirs = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
+    return os.environ.get("MLFLOW_RUN_ID") if theirs.rstrip("/") == tracking_uri.rstrip("/") else None
 
 
 def log(

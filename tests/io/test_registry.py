@@ -173,6 +173,14 @@ def test_a_given_run_that_is_not_there_is_a_registry_error(uri: str, monkeypatch
         pass
 
 
+def test_a_given_run_of_another_server_is_left_alone(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.elsewhere")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with tracking.open_run(uri, "gate", key="k7", name="e", tags={}) as run_id:
+        assert run_id != "0" * 32
+    assert tracking.connect(uri).get_run(run_id).info.status == "FINISHED"
+
+
 def test_mlflow_says_nothing_and_writes_nothing_into_the_working_folder(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

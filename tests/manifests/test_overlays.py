@@ -1,0 +1,197 @@
+"""What `kubectl apply -k` would be given: every overlay built by kustomize and checked against the API's schemas."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "manifests"
+OVERLAYS = ("dev", "prod", "multi-user")
+VERSIONS = ("1.29", "1.33")
+NOT_KUBERNETES = ("Pipeline", "PipelineVersion", "ServiceMonitor", "PrometheusRule")
+
+Objects = dict[str, list[dict[str, Any]]]
+
+
+def kustomize() -> list[str] | None:
+    """Return the command of a kustomize of version 5 or newer: of its own, or inside kubectl."""
+    for command, version in ((["kustomize", "build"], ["kustomize", "version"]),
+                             (["kubectl", "kustomize"], ["kubectl", "version", "--client"])):  # fmt: skip
+        if shutil.which(command[0]):
+            said = subprocess.run(version, capture_output=True, text=True, check=False).stdout
+            match = re.search(r"(?:Kustomize Version: |^)v(\d+)\.", said, re.MULTILINE)
+            if match and int(match[1]) >= 5:
+                return command
+    return None
+
+
+@pytest.fixture(scope="session")
+def built() -> Objects:
+    command = kustomize()
+    if command is None:
+        pytest.skip("no kustomize of version 5 or newer, alone or in kubectl (1.29 or newer): overlays are not built")
+    return {overlay: _build(command, overlay) for overlay in OVERLAYS}
+
+
+def _build(command: list[str], overlay: str) -> list[dict[str, Any]]:
+    run = subprocess.run([*command, str(MANIFESTS / "overlays" / overlay)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return [item for item in yaml.safe_load_all(run.stdout) if item]
+
+
+def _workloads(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, pod spec) of everything that makes pods."""
+    for item in objects:
+        spec = item.get("spec", {})
+        if item["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if item["kind"] in ("CronJob", "Job", "Deployment", "StatefulSet", "DaemonSet"):
+            yield item["metadata"]["name"], spec["template"]["spec"]
+
+
+def _find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    (found,) = [item for item in objects if item["kind"] == kind and item["metadata"]["name"].startswith(name)]
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_the_schema_of_kubernetes(built: Objects, overlay: str, version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra [dev])")
+    checked = [item for item in built[overlay] if item["kind"] not in NOT_KUBERNETES]
+    assert len(checked) > 8
+    for item in checked:
+        validate.validate(item, version, strict=True)
+
+
+def test_a_misspelt_field_would_be_found(built: Objects) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra [dev])")
+    job = json.loads(json.dumps(_find(built["dev"], "CronJob", "diffdefend-scan-registry")))
+    job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["resourcess"] = {}
+    with pytest.raises(validate.ValidationError):
+        validate.validate(job, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_meets_the_restricted_standard(built: Objects, overlay: str) -> None:
+    names = set()
+    for name, pod in _workloads(built[overlay]):
+        names.add(name)
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False and pod["serviceAccountName"] != "default", name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
+        assert not any("hostPath" in volume for volume in pod.get("volumes", [])), name
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"], name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory"} <= container["resources"][kind].keys(), name
+    assert "diffdefend-scan-registry" in names
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_credential_is_in_a_manifest(built: Objects, overlay: str) -> None:
+    assert not [item for item in built[overlay] if item["kind"] == "Secret"]
+    for name, pod in _workloads(built[overlay]):
+        for container in pod["containers"]:
+            for variable in container.get("env", []):
+                if re.search(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|SIGNING", variable["name"]):
+                    assert "secretKeyRef" in variable["valueFrom"], (name, variable["name"])
+    for item in built[overlay]:
+        if item["kind"] == "ConfigMap":
+            assert not re.search(r"(?i)password|secret|token|private key", "\n".join(item["data"])), item["metadata"]
+
+
+def test_no_file_of_the_repository_holds_a_credential() -> None:
+    values = r"(?i:password|secretkey|accesskey): *[\"']?(?!accesskey|secretkey|password|username)[A-Za-z0-9]{8,}"
+    pattern = re.compile(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|" + values)
+    assert pattern.search("secretkey: hunter2hunter2") and pattern.search("POSTGRES_PASSWORD: 'abcdefgh1'")
+    files = [path for folder in ("manifests", "docker") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path.name for path in files if pattern.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_accounts_may_do_only_what_is_listed(built: Objects, overlay: str) -> None:
+    assert not [item for item in built[overlay] if item["kind"] in ("ClusterRole", "ClusterRoleBinding")]
+    for role in (item for item in built[overlay] if item["kind"] == "Role"):
+        for rule in role["rules"]:
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+            assert not {"pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+            assert "secrets" not in rule["resources"] or rule["resourceNames"]
+    for binding in (item for item in built[overlay] if item["kind"] == "RoleBinding"):
+        assert _find(built[overlay], "Role", binding["roleRef"]["name"])
+        for subject in binding["subjects"]:
+            account = _find(built[overlay], "ServiceAccount", subject["name"])
+            assert subject["namespace"] == account["metadata"]["namespace"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_nightly_scan_never_overlaps_and_ends(built: Objects, overlay: str) -> None:
+    spec = _find(built[overlay], "CronJob", "diffdefend-scan-registry")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid" and spec["startingDeadlineSeconds"] >= 60
+    assert spec["successfulJobsHistoryLimit"] > 0 and spec["failedJobsHistoryLimit"] > 0
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_nothing_is_reached_unless_it_is_allowed(built: Objects, overlay: str) -> None:
+    policies = [item for item in built[overlay] if item["kind"] == "NetworkPolicy"]
+    (deny,) = [item for item in policies if item["metadata"]["name"] == "default-deny"]
+    assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    namespace = _find(built[overlay], "Namespace", "diffdefend")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert {name for name, _ in _workloads(built[overlay])} >= {"mlflow", "postgresql", "diffdefend-webhook"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_references_lead_to_objects_of_the_overlay(built: Objects, overlay: str) -> None:
+    """A ConfigMap that is not there would hold up the pod; Secrets are the user's, and documented."""
+    maps = {item["metadata"]["name"] for item in built[overlay] if item["kind"] == "ConfigMap"}
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    for _, pod in _workloads(built[overlay]):
+        text = json.dumps(pod)
+        named = re.findall(r'"configMap(?:Ref)?": {"name": "([^"]+)"', text)
+        assert set(named) <= maps
+        for secret in re.findall(r'"secretKeyRef": {[^}]*"name": "([^"]+)"', text):
+            assert f"`{secret}`" in page, secret
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_pinned(built: Objects, overlay: str) -> None:
+    for name, pod in _workloads(built[overlay]):
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert re.search(r"@sha256:[0-9a-f]{64}$|:[\w.-]*\d[\w.-]*$", container["image"]), name
+            if overlay == "prod" and "diffdefend" in container["image"]:
+                assert "@sha256:" in container["image"]
+
+
+def test_the_settings_of_the_controller_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable would be ignored in silence."""
+    page = (ROOT / "docs" / "reference.md").read_text() + (ROOT / "docs" / "kubernetes.md").read_text()
+    names = [line.partition("=")[0] for line in (MANIFESTS / "base" / "controller.env").read_text().splitlines()]
+    for name in names:
+        group, _, field = name.removeprefix("DIFFDEFEND_").lower().partition("__")
+        assert name in page or f"`{group}.{field}`" in page, name
+
+
+def test_the_policy_is_the_shipped_one() -> None:
+    shipped = ROOT / "diffdefend_core" / "gate" / "policies" / "shipped.yaml"
+    assert (MANIFESTS / "base" / "policy.yaml").read_text() == shipped.read_text()
+
+
+def test_the_budget_never_holds_up_a_drain(built: Objects) -> None:
+    objects = built["prod"]
+    for budget in (item for item in objects if item["kind"] == "PodDisruptionBudget"):
+        replicas = _find(objects, "Deployment", budget["metadata"]["name"])["spec"]["replicas"]
+        assert budget["spec"]["minAvailable"] < replicas
