@@ -13,7 +13,7 @@ from components.load.component import load
 from components.purify.component import purify
 from components.quarantine.component import quarantine
 from components.register.component import register
-from pipelines.placement import Placement
+from pipelines.placement import MLFLOW_READ_SECRET, MLFLOW_SECRET, Placement
 
 NAME = "diffdefend-gate"
 
@@ -66,7 +66,7 @@ def gate_pipeline(
     @dsl.pipeline(name=NAME, description="Scan a diffusion model for backdoors, repair it, and gate its promotion.")
     def gate(source: str, settings: str = science, store: str = "", name: str = "") -> GateOutputs:
         both = {"settings": settings, "store": store}
-        loaded = placement.light(load(source=source, name=name, **both), registry=True)
+        loaded = placement.light(load(source=source, name=name, **both), registry=MLFLOW_READ_SECRET)
         model_uri = loaded.outputs["uri"]
         inverted = placement.heavy(invert_trigger(model_uri=model_uri, **both))
         trigger_uri = inverted.outputs["uri"]
@@ -76,7 +76,8 @@ def gate_pipeline(
         measured = placement.heavy(evaluate(candidate_uri=treated.output, **both))
         scorecard_uri = measured.outputs["uri"]
         decided = placement.light(
-            register(candidate_uri=treated.output, scorecard_uri=scorecard_uri, name=name, **both), registry=True
+            register(candidate_uri=treated.output, scorecard_uri=scorecard_uri, name=name, **both),
+            registry=MLFLOW_SECRET,
         )
         return GateOutputs(
             gate_uri=decided.outputs["uri"],

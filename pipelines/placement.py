@@ -7,6 +7,7 @@ from kfp import dsl, kubernetes
 CONFIG_MAP = "diffdefend"
 S3_SECRET = "diffdefend-s3"
 MLFLOW_SECRET = "diffdefend-mlflow"
+MLFLOW_READ_SECRET = "diffdefend-mlflow-read"
 _CONFIGURATION = {
     "store": "DIFFDEFEND_STORE",
     "tracking-uri": "DIFFDEFEND_TRACKING_URI",
@@ -23,13 +24,13 @@ class Placement:
     retries: int = 2
     minutes: int = 240
 
-    def light(self, task: dsl.PipelineTask, *, registry: bool = False) -> dsl.PipelineTask:
-        """Place a task that needs no torch; with `registry` it gets the credentials of MLflow and is never cached."""
+    def light(self, task: dsl.PipelineTask, *, registry: str = "") -> dsl.PipelineTask:
+        """Place a task that needs no torch; with `registry`, the name of a secret, it talks to MLflow, uncached."""
         self._common(task, cpu="1", memory="2Gi", minutes=min(30, self.minutes))
         if registry:
             task.set_caching_options(enable_caching=False)
             names = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
-            kubernetes.use_secret_as_env(task, MLFLOW_SECRET, names, optional=True)
+            kubernetes.use_secret_as_env(task, registry, names, optional=True)
         return task
 
     def heavy(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
