@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo asr calibrate results bench-detection clean
+.PHONY: help demo test lint format zoo asr calibrate results bench-detection kills faults throughput test-ceph test-mlflow clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,23 @@ results: $(STAMP)  ## Scan the whole zoo and print the table of docs/results.md 
 # where it was stopped. FLAGS="--jobs 2 --seeds 0,1" for more, FLAGS="--terd-full bad-a-box" for TERD's published budget.
 bench-detection: $(STAMP)  ## Compare all methods of detection on the whole zoo: tables, figures, detection.json (3 hours)
 	$(BIN)/python -m benchmarks.detection $(FLAGS)
+
+kills: $(STAMP)  ## Kill the stages at 200 random moments and print what became of them; goes on where it was stopped
+	$(BIN)/python -m benchmarks.kill_tests $(FLAGS)
+
+faults: $(STAMP) $(VENV)/.s3  ## 1,000 operations on a real S3 server through a connection that breaks
+	$(BIN)/python -m benchmarks.fault_injection $(FLAGS)
+
+throughput: $(STAMP) $(VENV)/.s3  ## The store adapter beside the bare minio client on 256 MB
+	$(BIN)/python -m benchmarks.store_throughput $(FLAGS)
+
+# apt-get install --no-install-recommends ceph-mon ceph-osd ceph-common radosgw
+test-ceph: $(STAMP)  ## The tests of the store against a Ceph RadosGW in memory
+	DIFFDEFEND_S3_SERVER=ceph DIFFDEFEND_REQUIRE_S3=1 $(BIN)/python -m pytest -m 's3 or not slow' tests/io/test_folders.py tests/integration/test_s3.py tests/integration/test_faults.py
+
+test-mlflow: $(STAMP)  ## The registry against a real MLflow server with basic-auth
+	$(BIN)/python -m pip install --quiet --no-deps Flask-WTF==1.3.0 WTForms==3.3.2
+	$(BIN)/python -m pytest -m mlflow_server tests/integration/test_mlflow_server.py
 
 clean:  ## Remove the environment and what runs have left
 	rm -rf $(VENV) .diffdefend runs
