@@ -39,7 +39,7 @@ PART_SIZE = 16 << 20
 PARALLEL_PARTS = 3
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 60.0
-ATTEMPTS = 5
+ATTEMPTS, SILENT_ATTEMPTS = 5, 2
 UNREACHABLE_SECONDS = 5.0
 RESUMES = 10
 AWS = "https://s3.amazonaws.com"
@@ -228,12 +228,13 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_hopeless(state: RetryCallState) -> bool:
-    """Stop after ATTEMPTS, or sooner when nothing accepts the connection: that rarely heals by itself."""
+    """Stop after ATTEMPTS, or sooner when nothing accepts the connection or says a word: that rarely heals by itself."""
     error = state.outcome.exception() if state.outcome else None
     reason = getattr(error, "reason", error)
     unreachable = isinstance(reason, ConnectTimeoutError | NewConnectionError)
     too_long = unreachable and (state.seconds_since_start or 0.0) > UNREACHABLE_SECONDS
-    return state.attempt_number >= ATTEMPTS or too_long
+    attempts = SILENT_ATTEMPTS if isinstance(reason, ReadTimeoutError) else ATTEMPTS
+    return state.attempt_number >= attempts or too_long
 
 
 def _transport_word(error: Exception) -> str:
