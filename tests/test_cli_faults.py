@@ -60,14 +60,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 ) -> None:
     """A limit on the size of files stands for the full disk: the kernel refuses the write in the same place."""
     command = [sys.executable, "-m", "diffdefend_core", "load", "--source", str(model_folder)]
-    limit = ["prlimit", "--fsize=20000", *command]
-    done = subprocess.run(limit, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, preexec_fn=_small_files
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("diffdefend: error: ")
     assert "disk is full" in done.stderr or "free space" in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not list((tmp_path / ".diffdefend").rglob("manifest.json"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def _small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from types import FrameType
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN",
 )  # fmt: skip
+SHORTEST_SECRET = 6  # shorter ones are words of ordinary text
 _PASSWORD = re.compile(r"//[^/@\s]+@")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -45,8 +46,9 @@ def redacted(text: str) -> str:
 
     Our own messages hold none. The traceback that `--verbose` prints quotes those of libraries, which may.
     """
-    for secret in filter(None, map(os.environ.get, SECRETS)):
-        text = text.replace(secret, "***")
+    for secret in (os.environ.get(name, "") for name in SECRETS):
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, "***")
     return _PASSWORD.sub("//***@", text)
 
 

@@ -228,7 +228,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_hopeless(state: RetryCallState) -> bool:
-    """Stop after ATTEMPTS, or sooner when nothing accepts the connection or says a word: that rarely heals by itself."""
+    """Stop after ATTEMPTS, or sooner when nobody accepts the connection or says a word: that rarely heals."""
     error = state.outcome.exception() if state.outcome else None
     reason = getattr(error, "reason", error)
     unreachable = isinstance(reason, ConnectTimeoutError | NewConnectionError)
