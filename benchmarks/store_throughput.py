@@ -77,7 +77,7 @@ def _report(
 
 
 def _peak_mb() -> float:
-    """Return the peak of resident memory of this program; `getrusage` would count that of its parent before it began."""
+    """Return the peak of resident memory of this program; `getrusage` would count that of its parent too."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
