@@ -41,6 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "kill_tests.json"
 KILLS_OF_A_TRIAL = 8
 # `repaired` ends as challenger, `backdoored` stays so after two rounds and loses its alias
 CASES = ("repaired", "backdoored", "clean", "repaired", "backdoored", "inconclusive")
+BETWEEN = "between two stages"
 STAGES = ("load", "invert_trigger", "detect", "keep", "purify", "quarantine", "evaluate", "register")
 
 
@@ -276,7 +277,7 @@ def trial(bench: Bench, case: str, expected: Undisturbed, kills: int, draws: ran
         code = in_process(run, draws.uniform(0, expected.seconds))
         if code == -signal.SIGKILL:
             tally.kills += 1
-            tally.hit[(bench.root / "stage").read_text()] += 1
+            tally.hit[(bench.root / "stage").read_text() or BETWEEN] += 1
             tally.wrong += [f"{case}: {text}" for text in half_done(bench)]
         elif code != 0:
             tally.wrong.append(f"{case}: a run after a kill ended with code {code}")
@@ -292,7 +293,7 @@ def trial(bench: Bench, case: str, expected: Undisturbed, kills: int, draws: ran
 
 def table(tally: Tally) -> str:
     """Return the tally as Markdown."""
-    rows = [f"| {stage} | {tally.hit[stage]} |" for stage in STAGES if tally.hit[stage]]
+    rows = [f"| {stage} | {tally.hit[stage]} |" for stage in (*STAGES, BETWEEN) if tally.hit[stage]]
     return "\n".join(
         ["| stage that was killed | kills |", "|---|---|", *rows, f"| all, in {tally.trials} scans | {tally.kills} |",
          "", f"not recovered, half-registered or different: {len(tally.wrong)}", *tally.wrong]
