@@ -247,7 +247,8 @@ def test_a_whole_folder_of_another_writer_is_taken(
 
     def race(store, prefix, manifest):
         ours = put_manifest(store, prefix, manifest)
-        put_manifest(store, prefix, dataclasses.replace(manifest, producer="the other"))
+        theirs = dataclasses.replace(manifest, producer="the other")
+        put_manifest(store, prefix, dataclasses.replace(theirs, seal=folders.seal_of(theirs.to_dict())))
         return ours
 
     monkeypatch.setattr(folders, "_put_manifest", race)
