@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile test-docker smoke-cluster clean
+.PHONY: help demo test lint format zoo asr calibrate results bench-detection bench-purification fuzz hostile \
+        kills faults throughput test-docker test-ceph test-mlflow smoke-cluster clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -70,6 +71,23 @@ test-docker: $(STAMP) $(VENV)/.s3  ## Build the images and run the gate in them;
 # FLAGS="--host http://localhost:8888 --model s3://... --gpu"; see docs/kubernetes.md.
 smoke-cluster: $(STAMP)  ## Check on your cluster what only a cluster can show, and clean up
 	$(BIN)/python -m pipelines.smoke $(FLAGS)
+
+kills: $(STAMP)  ## Kill the stages at 200 random moments and print what became of them; goes on where it was stopped
+	$(BIN)/python -m benchmarks.kill_tests $(FLAGS)
+
+faults: $(STAMP) $(VENV)/.s3  ## 1,000 operations on a real S3 server through a connection that breaks
+	$(BIN)/python -m benchmarks.fault_injection $(FLAGS)
+
+throughput: $(STAMP) $(VENV)/.s3  ## The store adapter beside the bare minio client on 256 MB
+	$(BIN)/python -m benchmarks.store_throughput $(FLAGS)
+
+# apt-get install --no-install-recommends ceph-mon ceph-osd ceph-common radosgw
+test-ceph: $(STAMP)  ## The tests of the store against a Ceph RadosGW in memory
+	DIFFDEFEND_S3_SERVER=ceph DIFFDEFEND_REQUIRE_S3=1 $(BIN)/python -m pytest -m 's3 or not slow' tests/io/test_folders.py tests/integration/test_s3.py tests/integration/test_faults.py
+
+test-mlflow: $(STAMP)  ## The registry against a real MLflow server with basic-auth
+	$(BIN)/python -m pip install --quiet --no-deps Flask-WTF==1.3.0 WTForms==3.3.2
+	$(BIN)/python -m pytest -m mlflow_server tests/integration/test_mlflow_server.py
 
 clean:  ## Remove the environment and what runs have left
 	rm -rf $(VENV) .diffdefend runs

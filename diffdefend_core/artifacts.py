@@ -62,15 +62,19 @@ class Parent(Record):
 class Manifest(Record):
     """What a stage folder holds; written last, so that a folder without one is unfinished.
 
-    `digest` is the sha256 over the sorted (path, sha256) of `files`; `producer` names the code version.
+    `digest` is the sha256 over the sorted (path, sha256) of `files`; `producer` names the code version. `seal` is the
+    sha256 of the manifest without it, so that a changed bit in any field is noticed; it is no signature. Manifests of
+    version 1.0 have none.
     """
 
+    schema_version: str = "1.1"
     stage: str
     key: str
     producer: str
     digest: str
     files: tuple[FileDigest, ...]
     parents: tuple[Parent, ...] = ()
+    seal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from components.load.component import load
 from components.purify.component import purify
 from components.quarantine.component import quarantine
 from components.register.component import register
-from pipelines.placement import Placement
+from pipelines.placement import MLFLOW_READ_SECRET, MLFLOW_SECRET, Placement
 
 NAME = "diffdefend-gate"
 
@@ -70,7 +70,7 @@ def gate_pipeline(
     )
     def gate(source: str, settings: str = science, store: str = "", name: str = "") -> GateOutputs:
         both = {"settings": settings, "store": store}
-        loaded = placement.light(load(source=source, name=name, **both), registry=True, weights=True)
+        loaded = placement.light(load(source=source, name=name, **both), registry=MLFLOW_READ_SECRET, weights=True)
         model_uri = loaded.outputs["uri"]
         inverted = placement.heavy(invert_trigger(model_uri=model_uri, **both))
         trigger_uri = inverted.outputs["uri"]
@@ -80,7 +80,7 @@ def gate_pipeline(
         measured = placement.heavy(evaluate(candidate_uri=treated.output, **both))
         scorecard_uri = measured.outputs["uri"]
         decision = register(candidate_uri=treated.output, scorecard_uri=scorecard_uri, name=name, **both)
-        decided = placement.signing(placement.light(decision, registry=True))
+        decided = placement.signing(placement.light(decision, registry=MLFLOW_SECRET))
         return GateOutputs(
             gate_uri=decided.outputs["uri"],
             scorecard_uri=scorecard_uri,

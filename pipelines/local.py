@@ -6,6 +6,7 @@ so kfp is pinned and tests/pipelines/test_local.py tells when a new version chan
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from diffdefend_core.config import Settings
+from diffdefend_core.config import Settings, without_password
 from diffdefend_core.errors import DiffDefendError, InputError, MissingExtraError
 
 with warnings.catch_warnings():
@@ -37,6 +38,11 @@ _HANDED_ON = (
     "AWS_", "MLFLOW_", "DIFFDEFEND_", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY", "HF_TOKEN",
     "HF_ENDPOINT", "HF_HUB_OFFLINE",
 )  # fmt: skip
+# MLflow runs under these names. The stages that compute on the model know nothing of the registry.
+_REGISTRY_STAGES = ("load", "register")
+_SIGNING_STAGE, _SIGNING = "register", (KEY_VARIABLE, "DIFFDEFEND_SIGNING__KEY_FILE")
+_REGISTRY_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_REGISTRY_URIS = ("DIFFDEFEND_TRACKING_URI", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
 class StageFailedError(DiffDefendError, RuntimeError):
@@ -103,19 +109,23 @@ class StageHandler(subprocess_task_handler.SubprocessTaskHandler):
 
     def run(self) -> status.Status:
         """Run the stage; its stderr goes to the log line by line, its stdout (the URI) is not needed."""
-        environment = {**os.environ, **self.environment, **self.env_vars}
+        stage = self.full_command[len(COMMAND)]
+        environment = _for_stage(stage, {**os.environ, **self.environment, **self.env_vars})
         process = subprocess.Popen(
             self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
             env=environment,
         )  # fmt: skip
         with process:
-            for line in process.stderr or ():
-                self.log.line(line)
+            try:
+                for line in process.stderr or ():
+                    self.log.line(line)
+            except BaseException:
+                process.terminate()
+                raise
         if process.returncode == 0:
             return status.Status.SUCCESS
         if not self.log.error:
-            stage = self.full_command[len(COMMAND)]
-            self.log.error = f"stage {stage} ended with code {process.returncode} and without a message"
+            self.log.error = f"stage {stage} {_ending(process.returncode)}"
         return status.Status.FAILURE
 
 
@@ -151,6 +161,9 @@ def _container_handler(log: StageLog) -> type[Any]:
 
     class ContainerHandler(docker_task_handler.DockerTaskHandler):
         def run(self) -> status.Status:
+            stage = self.full_command[len(COMMAND)]
+            arguments = self.runner.container_run_args
+            self.env_vars = _for_stage(stage, {**arguments.get("environment", {}), **self.env_vars})
             self.full_command = [*self.full_command, *log.flags()]
             log.in_container = True
             try:
@@ -199,6 +212,26 @@ def _environment(settings: Settings) -> dict[str, str]:
         "DIFFDEFEND_SIGNING__VALID_DAYS": str(settings.signing.valid_days),
         "DIFFDEFEND_SIGNING__KEY_FILE": str(Path(key_file).expanduser().absolute()) if key_file else "",
     }
+
+
+def _for_stage(stage: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a stage: credentials of the registry where it talks to it, the key where it signs."""
+    withheld = () if stage == _SIGNING_STAGE else _SIGNING
+    kept = {name: value for name, value in environment.items() if name not in withheld}
+    if stage in _REGISTRY_STAGES:
+        return kept
+    kept = {name: value for name, value in kept.items() if name not in _REGISTRY_SECRETS}
+    uris = {name: without_password(kept[name]) for name in _REGISTRY_URIS if name in kept}
+    return kept | uris
+
+
+def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return (
+            "was killed (SIGKILL), which the kernel does when the memory is used up; expected room for the model and "
+            "its batches; use a larger machine, and run it again: finished stages are kept"
+        )
+    return f"ended with code {code} and without a message"
 
 
 def _containers(source: str, settings: Settings) -> local.DockerRunner:

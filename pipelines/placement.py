@@ -12,6 +12,7 @@ CONFIG_MAP = "diffdefend"
 S3_SECRET = "diffdefend-s3"
 MLFLOW_SECRET = "diffdefend-mlflow"
 SIGNING_SECRET = "diffdefend-signing"
+MLFLOW_READ_SECRET = "diffdefend-mlflow-read"
 USER = 10001
 _CONFIGURATION = {
     "store": "DIFFDEFEND_STORE",
@@ -84,15 +85,15 @@ class Placement:
                 f"a storage class {self.scratch_class!r} without a size", expected="both", action="give --scratch too"
             )
 
-    def light(self, task: dsl.PipelineTask, *, registry: bool = False, weights: bool = False) -> dsl.PipelineTask:
-        """Place a task without torch; `registry`: it talks to MLflow and is never cached; `weights`: it moves them."""
+    def light(self, task: dsl.PipelineTask, *, registry: str = "", weights: bool = False) -> dsl.PipelineTask:
+        """Place a task without torch; `registry`, a secret: it talks to MLflow, uncached; `weights`: it moves them."""
         self._common(task, cpu="1", memory="2Gi", minutes=min(30, self.minutes))
         if weights:
             self._scratch(task)
         if registry:
             task.set_caching_options(enable_caching=False)
             names = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
-            kubernetes.use_secret_as_env(task, MLFLOW_SECRET, names, optional=True)
+            kubernetes.use_secret_as_env(task, registry, names, optional=True)
         return task
 
     def signing(self, task: dsl.PipelineTask) -> dsl.PipelineTask:

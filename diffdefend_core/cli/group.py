@@ -9,7 +9,8 @@ import click
 
 from diffdefend_core import __version__
 from diffdefend_core.cli import cluster, gate, inspection, models, platform, scan, stages
-from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
+from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS, EXIT_TERMINATED
+from diffdefend_core.cli.failures import Terminated, explained, raise_at_sigterm, redacted
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
 from diffdefend_core.report.text import printable
@@ -52,6 +53,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    raise_at_sigterm()
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -69,11 +71,13 @@ def run_command(arguments: list[str]) -> int:
         return _fail(str(error), arguments)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        return _fail(str(_missing(str(error.name), extra)) if extra else _unexpected(error), arguments)
+        return _fail(str(_missing(str(error.name), extra)) if extra else explained(error), arguments)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; finished stages are kept, run it again to go on (--verbose shows where)", arguments)
+    except Terminated:
+        return _fail("terminated (SIGTERM); finished stages are kept, run it again to go on", code=EXIT_TERMINATED)
     except Exception as error:
-        return _fail(_unexpected(error), arguments)
+        return _fail(explained(error), arguments)
 
 
 def _missing(library: str, extra: str) -> MissingExtraError:
@@ -82,12 +86,8 @@ def _missing(library: str, extra: str) -> MissingExtraError:
     )
 
 
-def _unexpected(error: BaseException) -> str:
-    return f"unexpected {type(error).__name__}: {error} (--verbose shows where)"
-
-
-def _fail(message: str, arguments: list[str] | None = None, *, hint: str = "") -> int:
+def _fail(message: str, arguments: list[str] | None = None, *, hint: str = "", code: int = EXIT_ERROR) -> int:
     if "--verbose" in (arguments or []):
-        traceback.print_exc(file=sys.stderr)
-    sys.stderr.write(f"{ERROR_PREFIX}{printable(' '.join(message.split()))}{hint}\n")
-    return EXIT_ERROR
+        sys.stderr.write(redacted(traceback.format_exc()))
+    sys.stderr.write(f"{ERROR_PREFIX}{printable(redacted(' '.join(message.split())))}{hint}\n")
+    return code

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 
+
+class UnfitStateError(ValueError):
+    """Raised when a state is not one of this training: another network, other names, or more steps than it has."""
+
+
 Loss = Callable[[Denoiser, torch.Generator], Tensor]
 
 
@@ -122,7 +127,8 @@ class Training:
         return kept | {f"average/{number}": value.clone() for number, value in enumerate(self.average)}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`. Raises KeyError or RuntimeError if it is not one of this network."""
+        """Go on from a `state`. Raises UnfitStateError, and takes nothing of it, if it is not one of this training."""
+        self._check(kept)
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters):
                 parameter.copy_(kept[f"weight/{number}"])
@@ -135,6 +141,18 @@ class Training:
                 value.copy_(kept[f"average/{number}"])
         self.generator.set_state(kept["generator"])
         self.done = int(kept["done"])
+
+    def _check(self, kept: Mapping[str, Tensor]) -> None:
+        generator = self.generator.get_state()
+        wanted = {"done": torch.Size(), "generator": generator.shape}
+        for number, parameter in enumerate(self.parameters):
+            wanted |= {f"{name}/{number}": parameter.shape for name in ("weight", "exp_avg", "exp_avg_sq")}
+            wanted[f"step/{number}"] = torch.Size()
+        wanted |= {f"average/{number}": value.shape for number, value in enumerate(self.average)}
+        if {name: value.shape for name, value in kept.items()} != wanted:
+            raise UnfitStateError("it is the state of another network")
+        if kept["generator"].dtype != generator.dtype or not 0 < int(kept["done"]) <= self.steps:
+            raise UnfitStateError(f"it is the state of another training than one of {self.steps} steps")
 
     def finish(self) -> None:
         """Put the averaged weights in their place and freeze the network."""

@@ -7,16 +7,20 @@ the manifest on the way. Nothing here trusts the store: a changed, missing or ad
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from diffdefend_core.artifacts import FileDigest, Manifest, Parent
 from diffdefend_core.errors import ArtifactError, InputError, StoreError
 from diffdefend_core.io.store import Entry, MissingObjectError, ObjectStore, open_store
+from diffdefend_core.provenance import digest_of
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -37,6 +41,11 @@ def content_digest(files: Iterable[FileDigest]) -> str:
     return digest.hexdigest()
 
 
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """Return the seal of a manifest, given as plain JSON values: fields that only a newer version knows count too."""
+    return digest_of({name: value for name, value in manifest.items() if name != "seal"})
+
+
 def publish(folder: Path, uri: str, *, stage: str, key: str, producer: str, parents: Sequence[Parent] = ()) -> Manifest:
     """Upload all files of `folder` to `uri`, `manifest.json` last, and return the manifest that stands there.
 
@@ -52,6 +61,7 @@ def publish(folder: Path, uri: str, *, stage: str, key: str, producer: str, pare
     manifest = Manifest(
         stage=stage, key=key, producer=producer, digest=content_digest(files), files=files, parents=tuple(parents)
     )
+    manifest = replace(manifest, seal=seal_of(manifest.to_dict()))
     for collisions in range(1, PUBLISH_ROUNDS + 1):
         if _write(folder, uri, manifest):
             return manifest
@@ -60,14 +70,21 @@ def publish(folder: Path, uri: str, *, stage: str, key: str, producer: str, pare
         if standing is not None:
             return standing
     raise StoreError(
-        f"{uri} is overwritten again and again", expected="one writer at a time", action="stop the other writers"
+        f"{uri} is not what was written, again and again",
+        expected="a store that keeps what it is sent, and one writer at a time",
+        action="stop the other writers, or check the store",
     )
 
 
 def _write(folder: Path, uri: str, manifest: Manifest) -> bool:
-    """Upload files and manifest; return whether no other writer touched any of them until the end."""
+    """Upload files and manifest; return whether all are there whole, untouched by any other writer until the end."""
     store, prefix = open_store(uri)
-    entries = {store.put(prefix + file.path, folder / file.path) for file in manifest.files}
+    entries = set()
+    for file in manifest.files:
+        entry = store.put(prefix + file.path, folder / file.path)
+        if entry.size != file.size:
+            return False
+        entries.add(entry)
     entries.add(_put_manifest(store, prefix, manifest))
     return entries <= set(store.entries(prefix))
 
@@ -94,6 +111,8 @@ def read_manifest(uri: str) -> Manifest | None:
     if len(text) > MAX_MANIFEST_BYTES:
         raise _altered(uri, f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     manifest = Manifest.from_json(text)
+    if (manifest.seal or manifest.schema_version != "1.0") and manifest.seal != seal_of(json.loads(text)):
+        raise _altered(uri, f"the seal of {MANIFEST} is not that of its fields")
     _check_names(manifest.files, uri)
     if content_digest(manifest.files) != manifest.digest:
         raise _altered(uri, f"the digest in {MANIFEST} is not that of its file list")

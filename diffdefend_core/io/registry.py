@@ -76,19 +76,22 @@ def register_source(tracking_uri: str, name: str, source_uri: str, tags: Mapping
     """Register `source_uri` by reference as a new version of `name` with `tags`, and return the version.
 
     A version of that name with the same source and the same model digest tag is taken as it is. The digest tag alone
-    would not do: whoever may write to the registry could put it on other bytes. Raises RegistryError, InputError.
+    would not do: whoever may write to the registry could put it on other bytes. Of two that register it at once, the
+    one with the later version takes its own back: MLflow has no call that does both. Raises RegistryError, InputError.
     """
     check_name(name)
     client = connect(tracking_uri)
     with translated(tracking_uri):
         if not _is_registered(client, name):
             _create_model(client, name)
-        for held in _versions(client, name):
-            same_source = str(held.source).rstrip("/") == source_uri.rstrip("/")
-            if same_source and held.tags.get(DIGEST_TAG) == tags[DIGEST_TAG]:
-                return str(held.version)
-        made = client.create_model_version(name, source_uri, tags=dict(tags), await_creation_for=60)
-    return str(made.version)
+        held = _first_of(client, name, source_uri, tags[DIGEST_TAG])
+        if held is not None:
+            return held
+        made = str(client.create_model_version(name, source_uri, tags=dict(tags), await_creation_for=60).version)
+        first = _first_of(client, name, source_uri, tags[DIGEST_TAG]) or made
+        if first != made:
+            client.delete_model_version(name, made)
+    return first
 
 
 def tags_of(tracking_uri: str, name: str, version: str) -> dict[str, str]:
@@ -178,6 +181,16 @@ def _version(client: MlflowClient, tracking_uri: str, name: str, version: str) -
         if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise _not_there(tracking_uri, f"version {version} of the model {name!r}") from error
         raise
+
+
+def _first_of(client: MlflowClient, name: str, source_uri: str, digest: str) -> str | None:
+    """Return the lowest version with this source and digest tag, None if there is none."""
+    numbers = [
+        int(held.version)
+        for held in _versions(client, name)
+        if str(held.source).rstrip("/") == source_uri.rstrip("/") and held.tags.get(DIGEST_TAG) == digest
+    ]
+    return str(min(numbers)) if numbers else None
 
 
 def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:

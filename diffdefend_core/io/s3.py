@@ -39,20 +39,25 @@ PART_SIZE = 16 << 20
 PARALLEL_PARTS = 3
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 60.0
-ATTEMPTS = 5
+ATTEMPTS, SILENT_ATTEMPTS = 5, 2
 UNREACHABLE_SECONDS = 5.0
 RESUMES = 10
 AWS = "https://s3.amazonaws.com"
 
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?/?")
-_TRANSIENT = frozenset(
-    ("SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling")
-)
+_TRANSIENT = frozenset((
+    "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling",
+    # what was sent did not arrive as it was: the next try may
+    "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "HTTP status 429 without an S3 error",
+))  # fmt: skip
 _MISSING = frozenset(("NoSuchKey", "NoSuchObject"))
 _ACTIONS = {
     "AccessDenied": "grant these credentials access (s3:GetObject, s3:PutObject, s3:ListBucket) to it",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_REGION",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "ExpiredToken": "fetch new credentials (AWS_SESSION_TOKEN), then run the stage again",
+    "ExpiredTokenException": "fetch new credentials (AWS_SESSION_TOKEN), then run the stage again",
+    "RequestTimeTooSkewed": "set the clock of this machine",
     "NoSuchBucket": "create the bucket or correct the URI",
     "NoSuchKey": "check the URI or rerun the stage that writes it",
 }
@@ -72,7 +77,10 @@ class S3Store:
         self._client = _client(self.endpoint, settings)
 
     def put(self, key: str, path: Path) -> Entry:
-        """Upload a file, above 16 MiB in parts, three at a time."""
+        """Upload a file, above 16 MiB in parts, three at a time.
+
+        Each request carries a digest of its body, which the store compares: sha256, or MD5 over TLS.
+        """
         self._retried(key, partial(self._upload, key, path))
         status = self._retried(key, partial(self._client.stat_object, self.bucket, key))
         return Entry(key=key, size=status.size or 0, tag=str(status.etag))
@@ -220,12 +228,13 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_hopeless(state: RetryCallState) -> bool:
-    """Stop after ATTEMPTS, or sooner when nothing accepts the connection: that rarely heals by itself."""
+    """Stop after ATTEMPTS, or sooner when nobody accepts the connection or says a word: that rarely heals."""
     error = state.outcome.exception() if state.outcome else None
     reason = getattr(error, "reason", error)
     unreachable = isinstance(reason, ConnectTimeoutError | NewConnectionError)
     too_long = unreachable and (state.seconds_since_start or 0.0) > UNREACHABLE_SECONDS
-    return state.attempt_number >= ATTEMPTS or too_long
+    attempts = SILENT_ATTEMPTS if isinstance(reason, ReadTimeoutError) else ATTEMPTS
+    return state.attempt_number >= attempts or too_long
 
 
 def _transport_word(error: Exception) -> str:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.training import Training
+from diffdefend_core.diffusion.training import Training, UnfitStateError
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import Removal, answer, plain_rows, removal_goal, triggered_rows
 
 RETENTION_SIGNALS = (0.005, 100.0)  # all levels
 WARMUP, EMA = 20, 0.99
+CURVES = ("removal", "retention")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def repair(
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
     `keep` is called with the whole state of the training every `checkpoint_steps` steps; a state handed back as
-    `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite.
+    `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite, and
+    UnfitStateError before the first step if `resumed` is the state of another training.
     """
     losses = Losses(phi, samples, removals, options, reference)
     training = Training(
@@ -93,17 +95,14 @@ def repair(
         ema=EMA,
     )
     if resumed is not None:
-        training.restore(resumed)
-        losses.removal[:], losses.retention[:] = resumed["removal"].tolist(), resumed["retention"].tolist()
+        _resume(training, losses, resumed)
     while training.done < options.steps:
         training.step()
         progress(training.done, options.steps)
         if keep is not None and training.done % options.checkpoint_steps == 0 and training.done < options.steps:
-            curves = {
-                "removal": torch.tensor(losses.removal, dtype=torch.float64),
-                "retention": torch.tensor(losses.retention, dtype=torch.float64),
-            }
-            keep(training.state() | curves)
+            curves = (losses.removal, losses.retention)
+            named = zip(CURVES, curves, strict=True)
+            keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
     return Repair(
         denoiser=training.denoiser,
@@ -111,3 +110,11 @@ def repair(
         retention_loss=tuple(losses.retention),
         forward_equivalents=options.steps * (options.removal_batch + options.retention_batch) * (3 + 1),
     )
+
+
+def _resume(training: Training, losses: Losses, state: Mapping[str, Tensor]) -> None:
+    training.restore({name: tensor for name, tensor in state.items() if name not in CURVES})
+    curves = [state[name].tolist() if name in state else [] for name in CURVES]
+    if any(len(curve) != training.done for curve in curves):
+        raise UnfitStateError("its curves do not end where it does")
+    losses.removal[:], losses.retention[:] = curves

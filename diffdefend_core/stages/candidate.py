@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, ModelRef, Verdict, Word
+from diffdefend_core.artifacts import Action, Candidate, InvertedTrigger, Manifest, ModelRef, Parent, Verdict, Word
 from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError, InputError
-from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
+from diffdefend_core.io import folders
+from diffdefend_core.stages.folder import read_record, run_once, write_record
 
 
 def unchanged(action: Action, model_uri: str, trigger_uri: str, verdict_uri: str, *, settings: Settings) -> str:
@@ -15,7 +16,7 @@ def unchanged(action: Action, model_uri: str, trigger_uri: str, verdict_uri: str
 
     Raises ArtifactError if the folders do not speak of one model, InputError if what is not clean should be kept.
     """
-    parents = (parent("load", model_uri), parent("invert_trigger", trigger_uri), parent("detect", verdict_uri))
+    parents = scanned(model_uri, trigger_uri, verdict_uri)
     verdict = read_record(Verdict, verdict_uri, "verdict")
     if action is Action.KEEP and verdict.word is not Word.CLEAN:
         raise InputError(
@@ -34,6 +35,25 @@ def unchanged(action: Action, model_uri: str, trigger_uri: str, verdict_uri: str
         write_record(folder, "candidate", candidate)
 
     return run_once(action.value, store=settings.store, parents=parents, options={}, work=work)
+
+
+def scanned(model_uri: str, trigger_uri: str, verdict_uri: str) -> tuple[Parent, ...]:
+    """Return the three folders of a scan as parents. Raises ArtifactError unless each was made from those before it."""
+    uris = {"load": model_uri, "invert_trigger": trigger_uri, "detect": verdict_uri}
+    manifests = {stage: folders.finished(uri, stage) for stage, uri in uris.items()}
+    for child, ancestor in (("invert_trigger", "load"), ("detect", "load"), ("detect", "invert_trigger")):
+        descends(manifests[child], uris[child], manifests[ancestor], uris[ancestor])
+    return tuple(Parent(stage=stage, uri=uris[stage], digest=manifest.digest) for stage, manifest in manifests.items())
+
+
+def descends(child: Manifest, child_uri: str, ancestor: Manifest, ancestor_uri: str) -> None:
+    """Raise ArtifactError unless the folder `ancestor` went into the folder `child`."""
+    if ancestor.digest not in {item.digest for item in child.parents}:
+        raise ArtifactError(
+            f"{child_uri} was not made from {ancestor_uri}",
+            expected="the folders of one run",
+            action="pass the folders of one run",
+        )
 
 
 def agree(model: ModelRef, trigger: InvertedTrigger, verdict: Verdict) -> None:

@@ -51,9 +51,13 @@ class Checkpoint:
             except (SafetensorError, ValueError):
                 tensors, wanted = {}, None
         if not tensors or _digest(tensors) != wanted:
-            print(f"the checkpoint {self.key} is damaged: the training starts anew", file=sys.stderr)
+            self.dismiss("it is damaged")
             return None
         return tensors
+
+    def dismiss(self, reason: str) -> None:
+        """Say on stderr why the state is of no use."""
+        print(f"the checkpoint {self.key} is not used ({reason}): the training starts anew", file=sys.stderr)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -6,6 +6,7 @@ it from the last checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,15 @@ from diffdefend_core.artifacts import (
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import Calibration
 from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.progress import Progress, silent
-from diffdefend_core.purification import Removal, repair
+from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages.calibrations import read_calibration
-from diffdefend_core.stages.candidate import agree
+from diffdefend_core.stages.candidate import agree, scanned
 from diffdefend_core.stages.checkpoint import Checkpoint
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import key_of, parent, read_record, run_once, write_record
@@ -83,11 +85,7 @@ def purify(
     Raises InputError unless the verdict is backdoored: only flagged models are repaired. Also when an adapter's model
     could not be saved, and for the target r2 without a reference, or with one that the scan does not call clean.
     """
-    parents: tuple[Parent, ...] = (
-        parent("load", model_uri),
-        parent("invert_trigger", trigger_uri),
-        parent("detect", verdict_uri),
-    )
+    parents = scanned(model_uri, trigger_uri, verdict_uri)
     model = read_record(ModelRef, model_uri, "model_ref")
     inverted = read_record(InvertedTrigger, trigger_uri, "inverted_trigger")
     verdict = read_record(Verdict, verdict_uri, "verdict")
@@ -179,7 +177,8 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         removals = _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)]
         effects = Effects.of(suspect, [item.shift for item in _removals(task.trigger_uri)], settings)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
-        repaired = repair(
+        train = partial(
+            repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
             removals,
@@ -188,9 +187,9 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
-            resumed=checkpoint.read(),
             keep=checkpoint.write,
         )
+        repaired = _resumed(train, checkpoint)
         contents = save_model(repaired.denoiser, source / "model", folder / "model", settings.adapter)
     saved = open_denoiser(folder / "model", settings.device, settings.adapter)
     digest = content_digest(contents.files)
@@ -212,6 +211,15 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     write_record(folder, "purified", purified)
     (folder / RESCAN).mkdir()
     write_inversion(folder / RESCAN, inversion)
+
+
+def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:
+    """Train on from the checkpoint, and from the start if there is none or it is of no use."""
+    try:
+        return train(resumed=checkpoint.read())
+    except UnfitStateError as error:
+        checkpoint.dismiss(str(error))
+    return train()
 
 
 def _trusted_reference(task: Task) -> Denoiser | None:

@@ -21,14 +21,12 @@ from diffdefend_core.artifacts import (
     Candidate,
     GateDecision,
     InvertedTrigger,
-    Manifest,
     ModelRef,
     Parent,
     Scorecard,
     Verdict,
 )
 from diffdefend_core.config import Settings
-from diffdefend_core.errors import ArtifactError
 from diffdefend_core.gate import rules
 from diffdefend_core.gate.policy import Policy
 from diffdefend_core.gate.signing import sign
@@ -40,7 +38,7 @@ from diffdefend_core.report.bundle import Array, ReportBundle
 from diffdefend_core.report.document import render_json
 from diffdefend_core.report.html import render_html
 from diffdefend_core.stages import announce, attestation
-from diffdefend_core.stages.candidate import agree
+from diffdefend_core.stages.candidate import agree, descends
 from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.policies import read_policy
 
@@ -140,8 +138,8 @@ def _read(candidate_uri: str, scorecard_uri: str) -> _Inputs:
     uris |= {action: candidate_uri, "evaluate": scorecard_uri}
     manifests = {stage: folders.finished(uri, stage) for stage, uri in uris.items()}
     for stage in ("load", "invert_trigger", "detect"):
-        _descends(manifests[action], candidate_uri, manifests[stage], uris[stage])
-    _descends(manifests["evaluate"], scorecard_uri, manifests[action], candidate_uri)
+        descends(manifests[action], candidate_uri, manifests[stage], uris[stage])
+    descends(manifests["evaluate"], scorecard_uri, manifests[action], candidate_uri)
     model = read_record(ModelRef, candidate.model_uri, "model_ref")
     trigger = read_record(InvertedTrigger, candidate.trigger_uri, "inverted_trigger")
     verdict = read_record(Verdict, candidate.verdict_uri, "verdict")
@@ -156,15 +154,6 @@ def _read(candidate_uri: str, scorecard_uri: str) -> _Inputs:
         producers={stage: manifest.producer for stage, manifest in manifests.items()},
         evaluated=_arrays(scorecard_uri, "samples.safetensors"),
     )
-
-
-def _descends(child: Manifest, child_uri: str, ancestor: Manifest, ancestor_uri: str) -> None:
-    if ancestor.digest not in {item.digest for item in child.parents}:
-        raise ArtifactError(
-            f"{child_uri} was not made from {ancestor_uri}",
-            expected="the folders of one run",
-            action="pass the candidate and the scorecard of one run",
-        )
 
 
 def _arrays(uri: str, name: str) -> dict[str, Array]:

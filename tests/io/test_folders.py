@@ -164,7 +164,9 @@ def test_a_folder_of_another_stage_is_refused(uri: str) -> None:
 def rewrite_manifest(uri: str, scratch: Path, **changes: object) -> None:
     manifest = folders.read_manifest(uri)
     assert manifest is not None
-    overwrite(uri, folders.MANIFEST, json.dumps({**manifest.to_dict(), **changes}).encode(), scratch)
+    fields = {**manifest.to_dict(), **changes}
+    sealed = {**fields, "seal": folders.seal_of(fields)}
+    overwrite(uri, folders.MANIFEST, json.dumps(sealed).encode(), scratch)
 
 
 def test_a_newer_major_version_is_refused_and_a_newer_minor_one_read(uri: str, tmp_path: Path) -> None:
@@ -172,6 +174,27 @@ def test_a_newer_major_version_is_refused_and_a_newer_minor_one_read(uri: str, t
     assert folders.read_manifest(uri) is not None
     rewrite_manifest(uri, tmp_path, schema_version="2.0")
     with pytest.raises(ArtifactError, match="upgrade DiffDefend"):
+        folders.read_manifest(uri)
+
+
+@pytest.mark.parametrize("field", ["producer", "key", "parents"])
+def test_a_flipped_bit_in_any_field_of_the_manifest_is_refused(uri: str, tmp_path: Path, field: str) -> None:
+    manifest = folders.read_manifest(uri)
+    assert manifest is not None
+    changed = manifest.to_json().replace(f'"{field}": "', f'"{field}": "~').replace("file:///none/", "file:///nono/")
+    overwrite(uri, folders.MANIFEST, changed.encode(), tmp_path)
+    with pytest.raises(ArtifactError, match=r"the seal of manifest\.json"):
+        folders.read_manifest(uri)
+
+
+def test_a_manifest_of_before_the_seal_is_read(uri: str, tmp_path: Path) -> None:
+    manifest = folders.read_manifest(uri)
+    assert manifest is not None
+    fields = {name: value for name, value in manifest.to_dict().items() if name != "seal"}
+    overwrite(uri, folders.MANIFEST, json.dumps({**fields, "schema_version": "1.0"}).encode(), tmp_path)
+    assert folders.read_manifest(uri) is not None
+    overwrite(uri, folders.MANIFEST, json.dumps(fields).encode(), tmp_path)
+    with pytest.raises(ArtifactError, match="seal"):
         folders.read_manifest(uri)
 
 
@@ -224,7 +247,8 @@ def test_a_whole_folder_of_another_writer_is_taken(
 
     def race(store, prefix, manifest):
         ours = put_manifest(store, prefix, manifest)
-        put_manifest(store, prefix, dataclasses.replace(manifest, producer="the other"))
+        theirs = dataclasses.replace(manifest, producer="the other")
+        put_manifest(store, prefix, dataclasses.replace(theirs, seal=folders.seal_of(theirs.to_dict())))
         return ours
 
     monkeypatch.setattr(folders, "_put_manifest", race)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,25 @@ def test_registering_twice_is_one_version_but_other_bytes_are_another(uri: str) 
     first = registry.register_source(uri, "beta", "s3://bucket/model/", TAGS)
     assert registry.register_source(uri, "beta", "s3://bucket/model", TAGS) == first
     assert registry.register_source(uri, "beta", "s3://bucket/model/", {**TAGS, registry.DIGEST_TAG: "d1"}) != first
+
+
+def test_two_that_register_at_once_leave_one_version(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look before either has registered: the look at a registry and the write are two calls."""
+    looked, first_of, looks = threading.Barrier(2, timeout=60), registry._first_of, threading.local()
+
+    def wait_for_the_other(*arguments: Any) -> str | None:
+        found = first_of(*arguments)
+        if not getattr(looks, "done", False):
+            looks.done = True
+            looked.wait()
+        return found
+
+    registry.register_source(uri, "twice", "s3://bucket/other/", {**TAGS, registry.DIGEST_TAG: "other"})
+    monkeypatch.setattr(registry, "_first_of", wait_for_the_other)
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: registry.register_source(uri, "twice", "s3://bucket/model/", TAGS), range(2)))
+    left = tracking.connect(uri).search_model_versions("name='twice'")
+    assert made[0] == made[1] and sorted(int(version.version) for version in left) == [1, 2]
 
 
 def test_a_digest_tag_on_another_source_is_not_trusted(uri: str) -> None:

@@ -164,9 +164,8 @@ def test_the_stages_that_compute_have_shared_memory(compiled: Documents) -> None
 def test_credentials_come_by_reference(compiled: Documents) -> None:
     for stage, placement in _placements(compiled).items():
         secrets = {item["secretName"] for item in placement["secretAsEnv"]}
-        wanted = {"diffdefend-s3"}
-        wanted |= {"diffdefend-mlflow"} if stage in ("load", "register") else set()
-        wanted |= {"diffdefend-signing"} if stage == "register" else set()
+        registry = {"load": {"diffdefend-mlflow-read"}, "register": {"diffdefend-mlflow", "diffdefend-signing"}}
+        wanted = {"diffdefend-s3"} | registry.get(stage, set())
         assert secrets == wanted, stage
         assert all(item["optional"] for item in placement["secretAsEnv"])
     assert not any("env" in container for container in _containers(compiled).values())

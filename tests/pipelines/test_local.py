@@ -1,7 +1,11 @@
 """The compiled gate run by kfp.local itself; only the command of the stages is replaced, by a script."""
 
 import importlib.metadata
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from kfp import local
 from kfp.local import status, subprocess_task_handler
 
 from components.keep.component import keep
+from diffdefend_core.cli.failures import Terminated, raise_at_sigterm
 from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.errors import InputError
 from diffdefend_core.options import GateOptions, SigningOptions
@@ -80,6 +85,53 @@ def test_a_stage_that_dies_is_named(settings: Settings, monkeypatch: pytest.Monk
     monkeypatch.setenv("STAND_IN_DIES", "invert-trigger")
     with pytest.raises(StageFailedError, match="invert-trigger ended with code -6"):
         run_gate("m", settings, handler=ScriptHandler, quiet=True)
+
+
+def test_a_stage_that_the_kernel_kills_is_named_with_what_to_do(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", "clean")
+    monkeypatch.setenv("STAND_IN_KILLED", "detect")
+    with pytest.raises(StageFailedError, match=r"stage detect was killed \(SIGKILL\).*run it again"):
+        run_gate("m", settings, handler=ScriptHandler, quiet=True)
+
+
+def test_sigterm_ends_the_stage_too(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = tmp_path / "pid"
+    monkeypatch.setenv("STAND_IN_HANGS", str(written))
+
+    def terminate() -> None:
+        while not (written.is_file() and written.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        raise_at_sigterm()
+        threading.Thread(target=terminate, daemon=True).start()
+        with pytest.raises(Terminated):
+            run_gate("m", settings, handler=ScriptHandler, quiet=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(written.read_text()), 0)
+
+
+def test_only_load_and_register_get_the_credentials_of_the_registry(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_WORD", "backdoored")
+    monkeypatch.setenv("STAND_IN_TELLS", "yes")
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "canary")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = settings.model_copy(update={"tracking_uri": "https://user:canary@mlflow"})
+    run_gate("m", uri, handler=ScriptHandler)
+    told = {line.partition(" has ")[0]: line for line in capfd.readouterr().err.splitlines() if " has " in line}
+    with_secrets = {stage for stage, line in told.items() if "canary" in line}
+    assert with_secrets == {"load", "register"}
+    assert told.keys() == {"load", "invert-trigger", "detect", "purify", "evaluate", "register"}
+    assert 'DIFFDEFEND_TRACKING_URI": "https://mlflow"' in told["detect"]
 
 
 def test_paths_with_python3_in_them_arrive_unchanged(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

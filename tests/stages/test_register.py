@@ -306,6 +306,17 @@ def test_folders_of_different_runs_are_refused(settings: Settings, tmp_path: Pat
         keep(scan.model_uri, scan.trigger_uri, scan.candidate_uri, settings=settings)
 
 
+def test_a_trigger_that_was_swapped_for_another_of_the_same_model_is_refused(settings: Settings) -> None:
+    scan = Scan(settings, Word.CLEAN)
+    elsewhere = settings.model_copy(update={"store": f"{settings.store}/swapped"})
+    trigger = ("inverted_trigger", dataclasses.replace(sample.trigger(False), seed=99))
+    taus = ("trigger.safetensors", {"tau/parity": sample.tau()})
+    swapped = write(elsewhere, "invert_trigger", trigger, [("load", scan.model_uri)], taus)
+    for stage in (keep, quarantine):
+        with pytest.raises(ArtifactError, match=r"detect/k/ was not made from .*swapped"):
+            stage(scan.model_uri, swapped, scan.verdict_uri, settings=settings)
+
+
 def test_a_changed_scorecard_is_refused_before_the_registry_hears_of_it(settings: Settings) -> None:
     scan = Scan(settings, Word.CLEAN)
     path = Path(scan.scorecard_uri.removeprefix("file://")) / "scorecard.json"
