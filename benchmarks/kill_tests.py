@@ -2,9 +2,10 @@
 
 A trial is one scan of a tiny model through all stages. A process runs it and is killed by SIGKILL at a random moment;
 the next one goes on with the same store and registry and is killed again, and the last one is left alone. Kill moments
-are uniform over a third of the time that an undisturbed run takes, so that a scan is killed on its whole way. After every kill it is checked that nothing is half-registered
-and that every folder with a manifest is whole; at the end that all folders are byte-equal to those of an undisturbed
-run at the same place. The decision and its report name the MLflow run, which is drawn anew: that id is left out.
+are uniform over a third of the time that an undisturbed run takes, so that a scan is killed on its whole way. After
+every kill it is checked that nothing is half-registered and that every folder with a manifest is whole; at the end that
+all folders are byte-equal to those of an undisturbed run at the same place. The decision and its report name the MLflow
+run, which is drawn anew: that id is left out.
 
     python -m benchmarks.kill_tests --kills 200
 
