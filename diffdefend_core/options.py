@@ -84,11 +84,11 @@ class PurificationOptions:
 
     target: Literal["r1", "r2", "r3"] = "r3"
     rounds: int = 3
-    steps: int = 250
-    removal_batch: int = 32
-    retention_batch: int = 64
-    retention_weight: float = 16.0
-    learning_rate: float = 4e-4
+    steps: int = 400
+    removal_batch: int = 40
+    retention_batch: int = 40
+    retention_weight: float = 8.0
+    learning_rate: float = 6e-4
     own_samples: int = 512
     own_steps: int = 20
     checkpoint_steps: int = 100
