@@ -8,7 +8,7 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import gate, inspection, models, platform, scan, stages
+from diffdefend_core.cli import gate, inspection, models, platform, registry, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS
 from diffdefend_core.cli.options import shared
 from diffdefend_core.errors import DiffDefendError, MissingExtraError
@@ -21,6 +21,7 @@ _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
     "mlflow": "registry", "minio": "s3", "tenacity": "s3",
     "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
+    "starlette": "webhook", "uvicorn": "webhook", "prometheus_client": "webhook",
     "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
@@ -40,6 +41,7 @@ class _Group(click.Group):
         scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
         gate.gate, gate.policy, gate.key,
+        registry.scan_registry, registry.serve_webhook,
         platform.compile_pipeline, platform.config, platform.doctor,
     ],
 )  # fmt: skip
