@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from signed_versions import decided_tags
-
+from benchmarks.signed_versions import decided_tags
 from diffdefend_core.config import Settings
 from diffdefend_core.gate.signing import read_signer
 from diffdefend_core.io import tracking

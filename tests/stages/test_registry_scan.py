@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from signed_versions import decided_tags
 
+from benchmarks.signed_versions import decided_tags
 from diffdefend_core.artifacts import Word
 from diffdefend_core.cli.registry import _code
 from diffdefend_core.config import Settings
