@@ -1,6 +1,6 @@
 """A registry of thousands: how long a scan takes when nothing changed, and how runs go under the cap.
 
-    PYTHONPATH=tests python -m benchmarks.registry_scale [--versions 10000] [--out benchmarks/results/registry_scale.json]
+    python -m benchmarks.registry_scale [--versions 10000] [--out FILE]
 
 The registry is a real MLflow on sqlite whose rows are written through MLflow's own tables, each with a decision that is
 really signed. The cluster is simulated: runs of a fixed length, so that the throughput under each cap is that of the

@@ -102,7 +102,7 @@ def test_a_delivery_of_mlflow_is_worked_on_once(server: tuple[str, Refuses]) -> 
         ({"secret": "another"}, 401),
         ({"X-MLflow-Delivery-Id": "other"}, 401),
         ({"X-MLflow-Timestamp": "1"}, 401),
-        ({"X-MLflow-Signature": "v1,é"}, 401),
+        ({"X-MLflow-Signature": "v1,AAAA"}, 401),
         ({"age": 400}, 400),
         ({"age": -400}, 400),
     ],
@@ -110,12 +110,7 @@ def test_a_delivery_of_mlflow_is_worked_on_once(server: tuple[str, Refuses]) -> 
 def test_what_mlflow_did_not_sign_now_is_refused(server: tuple[str, Refuses], change: Any, status: int) -> None:
     url, runner = server
     before = len(runner.begun)
-    if "é" in str(change):
-        change = {"X-MLflow-Signature": "v1,AAAA"}
-    assert (
-        deliver(url, event(), f"refused-{change}"[:20].replace("{", "").replace("'", "").replace(" ", ""), **change)[0]
-        == status
-    )
+    assert deliver(url, event(), "refused", **change)[0] == status
     assert len(runner.begun) == before
 
 
