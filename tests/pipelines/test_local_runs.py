@@ -35,7 +35,7 @@ def outcome(runs: LocalRuns, run: str) -> str:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("assert (request['source'], request['settings']['seed']) == ('models:/faces/1', 7); print('{\"result\": 1}')", ""),
+        ("assert (request['source'], request['settings']['seed']) == ('models:/faces/1', 7); print('{\"result\": 1}')", ""),  # noqa: E501
         ("print('{\"error\": \"no weights\"}'); sys.exit(2)", "no weights"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by signal 9"),
         ("sys.exit(5)", "ended with code 5"),
