@@ -133,12 +133,14 @@ class EvaluationOptions:
 class GateOptions:
     """The gate's policy and the aliases it moves.
 
-    `policy` is `shipped`, the path or URI of a policy file, or the policy itself as plain values.
+    `policy` is `shipped`, the path or URI of a policy file, or the policy itself as plain values. With `give_aliases`
+    off no alias is given to what passes; what does not pass loses them in any case.
     """
 
     policy: str | dict[str, Any] = "shipped"
     champion: str = "champion"
     challenger: str = "challenger"
+    give_aliases: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import traceback
 import click
 
 from diffdefend_core import __version__
-from diffdefend_core.cli import cluster, gate, inspection, models, platform, scan, stages
+from diffdefend_core.cli import cluster, gate, inspection, models, platform, registry, scan, stages
 from diffdefend_core.cli.exit_codes import EXIT_CODES_HELP, EXIT_ERROR, EXIT_PASS, EXIT_TERMINATED
 from diffdefend_core.cli.failures import Terminated, explained, raise_at_sigterm, redacted
 from diffdefend_core.cli.options import shared
@@ -22,6 +22,7 @@ _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "kfp": "pipelines", "docker": "pipelines",
     "kfp_server_api": "pipelines", "mlflow": "registry", "minio": "s3", "tenacity": "s3",
     "huggingface_hub": "hub", "picklescan": "pickles", "jinja2": "report", "matplotlib": "report",
+    "starlette": "webhook", "uvicorn": "webhook", "prometheus_client": "webhook",
     "securesystemslib": "signing", "cryptography": "signing",
 }  # fmt: skip
 
@@ -41,7 +42,7 @@ class _Group(click.Group):
         scan.scan, scan.run, inspection.inspect,
         models.check_input, models.calibrate, models.list_kind, models.attack,
         gate.gate, gate.policy, gate.key,
-        cluster.submit, cluster.schedule,
+        cluster.submit, cluster.schedule, registry.scan_registry, registry.serve_webhook,
         platform.compile_command, platform.config, platform.doctor,
     ],
 )  # fmt: skip

@@ -110,10 +110,42 @@ def objections(
     computed from the bytes.
     """
     predicate = statement.predicate
-    reasons = _about_the_subject(statement, target, files, digest)
-    if predicate.result != PASSED or predicate.outcome is Outcome.QUARANTINED or predicate.verdict is not Word.CLEAN:
-        rules = f" ({', '.join(predicate.failed)})" if predicate.failed else ""
-        reasons.append(Reason("failed", f"the decision is {predicate.result}, verdict {predicate.verdict}{rules}"))
+    reasons = _about_the_target(statement, target) + _about_the_files(statement, files)
+    if digest != predicate.model_digest:
+        signed = predicate.model_digest[:12]
+        reasons.append(Reason("changed-bytes", f"the files have the digest {digest[:12]}, signed was {signed}"))
+    failure = failed(predicate)
+    return reasons + ([failure] if failure is not None else []) + _about_the_rules(predicate, policy, now)
+
+
+def recorded_objections(
+    statement: Statement, *, target: str, recorded: str | None, policy: Policy, now: datetime
+) -> list[Reason]:
+    """Return every reason to decide again, as far as it shows without the bytes; none means that a decision stands.
+
+    `target` is `models:/name/version` and `recorded` the digest that the version's tag holds, None without one. A
+    decision that the model failed is a decision: `failed` tells.
+    """
+    reasons = _about_the_target(statement, target)
+    signed = statement.predicate.model_digest
+    if recorded != signed:
+        held = f"the tag names the digest {recorded[:12]!r}" if recorded else "no tag names the model's digest"
+        reasons.append(Reason("changed-bytes", f"{held}, signed was {signed[:12]}"))
+    return reasons + _about_the_rules(statement.predicate, policy, now)
+
+
+def failed(predicate: Predicate) -> Reason | None:
+    """Return why the decision lets nothing pass, None if the model passed."""
+    passed = predicate.result == PASSED and predicate.outcome is not Outcome.QUARANTINED
+    if passed and predicate.verdict is Word.CLEAN:
+        return None
+    rules = f" ({', '.join(predicate.failed)})" if predicate.failed else ""
+    return Reason("failed", f"the decision is {predicate.result}, verdict {predicate.verdict}{rules}")
+
+
+def _about_the_rules(predicate: Predicate, policy: Policy, now: datetime) -> list[Reason]:
+    """Return the reasons that lie in the policy and the clock."""
+    reasons = []
     if predicate.policy_digest != policy.digest():
         old, new = predicate.policy_digest[:12], policy.digest()[:12]
         reasons.append(Reason("old-policy", f"it was decided by the policy {old}, the current one is {new}"))
@@ -122,23 +154,23 @@ def objections(
     return reasons + _about_the_waivers(predicate, policy, now)
 
 
-def _about_the_subject(
-    statement: Statement, target: str | None, files: Sequence[FileDigest], digest: str
-) -> list[Reason]:
+def _about_the_target(statement: Statement, target: str | None) -> list[Reason]:
     reasons = []
     if target is not None and statement.target != target:
         reasons.append(Reason("other-subject", f"the decision is about {statement.target}, not about {target}"))
+    if not statement.weights:
+        reasons.append(Reason("other-subject", "the decision names no weights file"))
+    return reasons
+
+
+def _about_the_files(statement: Statement, files: Sequence[FileDigest]) -> list[Reason]:
+    reasons = []
     here = {file.path: file.sha256 for file in files}
     for name, sha256 in sorted(statement.weights.items()):
         found = here.get(name)
         if found != sha256:
             seen = f"has the sha256 {found[:12]}" if found is not None else "is missing"
             reasons.append(Reason("changed-bytes", f"{name} {seen}, signed was {sha256[:12]}"))
-    if not statement.weights:
-        reasons.append(Reason("other-subject", "the decision names no weights file"))
-    if digest != statement.predicate.model_digest:
-        signed = statement.predicate.model_digest[:12]
-        reasons.append(Reason("changed-bytes", f"the files have the digest {digest[:12]}, signed was {signed}"))
     return reasons
 
 

@@ -7,7 +7,7 @@ through MLflow and nothing is pickled: a version is a name, a source URI and tag
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,16 @@ class Resolved:
     source_uri: str
     name: str
     version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A version as a listing shows it: `created` is the time of its registration in ms since 1970."""
+
+    name: str
+    version: str
+    created: int
+    tags: Mapping[str, str]
 
 
 def resolve(tracking_uri: str, uri: str) -> Resolved:
@@ -127,6 +137,43 @@ def model_names(tracking_uri: str) -> tuple[str, ...]:
             token = page.token
             if not token:
                 return tuple(sorted(names))
+
+
+def all_versions(tracking_uri: str, *, page: int = 500) -> Iterator[Listed]:
+    """Yield every version of every registered model, by name and number; `page` of them are fetched at a time.
+
+    Filters of MLflow are not used: `tags.x != 'y'` leaves out the versions without the tag. Raises RegistryError.
+    """
+    client = connect(tracking_uri)
+    token = None
+    order = ["name ASC", "version_number ASC"]
+    while True:
+        with translated(tracking_uri):
+            found = client.search_model_versions(max_results=page, order_by=order, page_token=token)
+        for item in found:
+            yield Listed(
+                name=str(item.name), version=str(item.version), created=int(item.creation_timestamp or 0),
+                tags=dict(item.tags),
+            )  # fmt: skip
+        token = found.token
+        if not token:
+            return
+
+
+def all_aliases(tracking_uri: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the aliases of each (name, version) that has any, in one listing. Raises RegistryError."""
+    client = connect(tracking_uri)
+    held: dict[tuple[str, str], list[str]] = {}
+    token = None
+    while True:
+        with translated(tracking_uri):
+            found = client.search_registered_models(max_results=500, page_token=token)
+        for model in found:
+            for alias, version in model.aliases.items():
+                held.setdefault((str(model.name), str(version)), []).append(str(alias))
+        token = found.token
+        if not token:
+            return {place: tuple(sorted(names)) for place, names in held.items()}
 
 
 def alias_holder(tracking_uri: str, name: str, alias: str) -> str | None:

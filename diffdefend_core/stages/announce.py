@@ -173,6 +173,8 @@ def _alias_to_give(tracking_uri: str, case: Case, version: Version) -> tuple[str
     holder = registry.alias_holder(tracking_uri, version.name, alias)
     if holder == version.number:
         return None, f"The alias @{alias} points at version {holder}."
+    if not case.options.give_aliases:
+        return None, f"The alias @{alias} was not given: gate.give_aliases is off."
     stays = f"The alias @{alias} stays " + (f"at version {holder}" if holder is not None else "free")
     if registry.tags_of(tracking_uri, *version).get(KEY_TAG) == case.key:
         return None, f"{stays}: this decision gave it before, and somebody took it away since."

@@ -17,7 +17,7 @@ from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError, InputError, ModelRejectedError, StoreError
 from diffdefend_core.gate.policy import Policy
 from diffdefend_core.gate.signing import verified_payload
-from diffdefend_core.gate.statement import Predicate, Reason, Statement, objections
+from diffdefend_core.gate.statement import Predicate, Reason, Statement, objections, recorded_objections
 from diffdefend_core.io import registry
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.io.store import to_uri
@@ -78,7 +78,7 @@ class Gatekeeper:
     def __init__(self, settings: Settings, *, now: datetime | None = None) -> None:
         self._settings = settings
         self._tracking_uri = settings.tracking_uri
-        self._now = now or datetime.now(UTC)
+        self._given_now = now
         self._policy: Policy = read_policy(settings)
         self._keys: Mapping[str, SSlibKey] = attestation.trusted_keys(settings)
         self._revoked = attestation.revoked_keys(settings)
@@ -100,6 +100,30 @@ class Gatekeeper:
             tags = registry.tags_of(self._tracking_uri, resolved.name, resolved.version)
             found = attestation.read_tag(tags.get(registry.ATTESTATION_TAG, ""))
         return self._answer(source, target, resolved.source_uri, *found)
+
+    @property
+    def policy_digest(self) -> str:
+        """The digest of the policy that decisions are held against."""
+        return self._policy.digest()
+
+    @property
+    def trusts(self) -> bool:
+        """Whether there is a trusted key: without one no decision stands."""
+        return bool(self._keys)
+
+    def recorded(self, target: str, tags: Mapping[str, str]) -> tuple[Predicate | None, list[Reason]]:
+        """Return the decision that stands by the tags of the version `target` alone, else None and why none does.
+
+        This is the cheap half of `check`: nothing of the model is read, so bytes that changed since do not show. The
+        decision may be that the model failed.
+        """
+        statement, reasons = self._signed(*attestation.read_tag(tags.get(registry.ATTESTATION_TAG, "")))
+        if statement is None:
+            return None, reasons
+        reasons = recorded_objections(
+            statement, target=target, recorded=tags.get(registry.DIGEST_TAG), policy=self._policy, now=self._now()
+        )
+        return (None, reasons) if reasons else (statement.predicate, [])
 
     def audit(self, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         """Yield one row for each alias of the registered models, of all unless `names` are given.
@@ -138,6 +162,10 @@ class Gatekeeper:
             registry.move_alias(self._tracking_uri, name, alias, before)
         return second, False
 
+    def _now(self) -> datetime:
+        """Return the time that was given, else the clock's: a service outlives decisions."""
+        return self._given_now or datetime.now(UTC)
+
     def _answer(
         self, source: str, target: str | None, model_uri: str, envelope: str | None, problems: list[Reason]
     ) -> Check:
@@ -146,7 +174,7 @@ class Gatekeeper:
         digest = content_digest(files) if files else None
         if statement is not None and digest is not None:
             reasons += objections(
-                statement, target=target, files=files, digest=digest, policy=self._policy, now=self._now
+                statement, target=target, files=files, digest=digest, policy=self._policy, now=self._now()
             )
         return Check(
             source=source,
