@@ -101,6 +101,7 @@ class Surveyor:
             return dataclasses.replace(blank, reason=ended.error)
         try:
             tags = registry.tags_of(self._uri, ended.job.name, ended.job.version)
+            aliases = registry.aliases_of(self._uri, ended.job.name, ended.job.version)  # the run may have taken some
         except DiffDefendError as error:
             return dataclasses.replace(blank, reason=str(error))
         told = self._decided(ended.job, tags, Status.SCANNED, aliases) or self._unsigned(ended.job, tags, aliases)
