@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.signed_versions import decided_tags
 from diffdefend_core.config import Settings
+from diffdefend_core.gate.policy import shipped_policy
 from diffdefend_core.gate.signing import read_signer
 from diffdefend_core.io import tracking
 from diffdefend_core.options import SigningOptions
@@ -66,6 +67,7 @@ def fill(settings: Settings, signer: object, versions: int) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
 
+    policy = shipped_policy().digest()
     with Session(create_engine(settings.tracking_uri)) as session:
         for number in range(versions):
             name, version = f"model-{number // 20:05}", number % 20 + 1
@@ -75,7 +77,7 @@ def fill(settings: Settings, signer: object, versions: int) -> None:
                 name=name, version=version, creation_time=number, last_updated_time=number, current_stage="None",
                 source=f"s3://models/{name}/{version}", status="READY",
             ))  # fmt: skip
-            for key, value in decided_tags(signer, f"models:/{name}/{version}").items():
+            for key, value in decided_tags(signer, f"models:/{name}/{version}", policy=policy).items():
                 session.add(SqlModelVersionTag(name=name, version=version, key=key, value=value))
         session.commit()
 
