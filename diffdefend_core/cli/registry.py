@@ -108,6 +108,7 @@ def serve_webhook(port: int, bind: str, jobs: int, limit: int, **where: Any) -> 
     """
     import uvicorn
 
+    from diffdefend_core.stages.gatekeeper import Gatekeeper
     from diffdefend_core.stages.registry_scan import gate_settings
     from diffdefend_core.webhook.app import build_app
     from diffdefend_core.webhook.deliveries import Deliveries
@@ -118,7 +119,8 @@ def serve_webhook(port: int, bind: str, jobs: int, limit: int, **where: Any) -> 
     settings = gate_settings(current_settings(), give_aliases=where.pop("give_aliases"))
     with current_progress(), _runner(settings, start=True, **where) as runner:
         _warn_without_keys(settings)
-        metrics = Metrics()
+        metrics, gatekeeper = Metrics(), Gatekeeper(settings)
+        metrics.watch(lambda: gatekeeper.undecided(settings.gate.champion))
         queue = WorkQueue(settings, runner, metrics, jobs=jobs, limit=60.0 * limit)
         queue.start()
         try:

@@ -17,7 +17,7 @@ from diffdefend_core.config import Settings
 from diffdefend_core.errors import ArtifactError, InputError, ModelRejectedError, StoreError
 from diffdefend_core.gate.policy import Policy
 from diffdefend_core.gate.signing import verified_payload
-from diffdefend_core.gate.statement import Predicate, Reason, Statement, objections, recorded_objections
+from diffdefend_core.gate.statement import Predicate, Reason, Statement, failed, objections, recorded_objections
 from diffdefend_core.io import registry
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.io.store import to_uri
@@ -124,6 +124,19 @@ class Gatekeeper:
             statement, target=target, recorded=tags.get(registry.DIGEST_TAG), policy=self._policy, now=self._now()
         )
         return (None, reasons) if reasons else (statement.predicate, [])
+
+    def undecided(self, alias: str) -> int:
+        """Return how many versions with this alias have no decision that stands and passes, by their tags alone.
+
+        Raises RegistryError.
+        """
+        found = 0
+        for (name, version), names in registry.all_aliases(self._tracking_uri).items():
+            if alias in names:
+                tags = registry.tags_of(self._tracking_uri, name, version)
+                predicate, _ = self.recorded(registry.model_uri(name, version), tags)
+                found += predicate is None or failed(predicate) is not None
+        return found
 
     def audit(self, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         """Yield one row for each alias of the registered models, of all unless `names` are given.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from diffdefend_core.artifacts import Word
+from diffdefend_core.errors import DiffDefendError
 from diffdefend_core.report.registry_document import ScanRow, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,6 +34,30 @@ class Metrics:
             self.verdicts.labels(word.value)
         for answer in ("queued", "ignored", "duplicate", "refused"):
             self.deliveries.labels(answer)
+
+    def watch(
+        self, count: Callable[[], int], *, every: float = 300.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Show `count`, the versions in production without a decision that stands; asked for once in `every` seconds.
+
+        It is NaN while the registry does not answer.
+        """
+        asked: list[tuple[float, float]] = []
+
+        def current() -> float:
+            now = clock()
+            if not asked or now - asked[-1][0] >= every:
+                try:
+                    asked[:] = [(now, float(count()))]
+                except DiffDefendError:
+                    asked[:] = [(now, math.nan)]
+            return asked[-1][1]
+
+        gauge = Gauge(
+            "diffdefend_unscanned_champions", "Versions in production without a decision that stands",
+            registry=self._registry,
+        )  # fmt: skip
+        gauge.set_function(current)
 
     def dealt_with(self, row: ScanRow) -> None:
         """Count what became of a version."""
