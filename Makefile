@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-demo: $(STAMP)  ## Scan two real models, one clean and one backdoored, repair and register (5 minutes, 2 cores)
+demo: $(STAMP)  ## Scan two real models, one clean and one backdoored, repair and register (5 to 10 minutes, 2 cores)
 	$(BIN)/python -m pipelines.demo
 
 $(VENV)/.s3: $(STAMP)
