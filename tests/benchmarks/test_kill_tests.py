@@ -53,7 +53,7 @@ def test_what_is_half_registered_is_found(tmp_path: Path, broken: str, said: str
     found.reset()
     assert half_done(found) == []
     write(found, broken)
-    assert [said in line for line in half_done(found)] == [True]
+    assert sum(said in line for line in half_done(found)) == 1
 
 
 def test_a_folder_that_is_not_whole_is_found(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ SCANNED = {
     "invert_trigger": {"inverted_trigger.json", "trigger.safetensors"},
     "detect": {"verdict.json", "samples.safetensors"},
     "evaluate": {"scorecard.json", "samples.safetensors"},
-    "register": {"gate_decision.json", "report.html"},
+    "register": {"gate_decision.json", "policy.json", "report.html"},
 }
 BRANCHES = {
     "keep": {"candidate.json"},
