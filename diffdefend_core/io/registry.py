@@ -94,11 +94,11 @@ def register_source(tracking_uri: str, name: str, source_uri: str, tags: Mapping
     with translated(tracking_uri):
         if not _is_registered(client, name):
             _create_model(client, name)
-        held = _first_of(client, name, source_uri, tags[DIGEST_TAG])
+        held = _first_of(client, name, source_uri, tags.get(DIGEST_TAG))
         if held is not None:
             return held
         made = str(client.create_model_version(name, source_uri, tags=dict(tags), await_creation_for=60).version)
-        first = _first_of(client, name, source_uri, tags[DIGEST_TAG]) or made
+        first = _first_of(client, name, source_uri, tags.get(DIGEST_TAG)) or made
         if first != made:
             client.delete_model_version(name, made)
     return first
@@ -230,7 +230,7 @@ def _version(client: MlflowClient, tracking_uri: str, name: str, version: str) -
         raise
 
 
-def _first_of(client: MlflowClient, name: str, source_uri: str, digest: str) -> str | None:
+def _first_of(client: MlflowClient, name: str, source_uri: str, digest: str | None) -> str | None:
     """Return the lowest version with this source and digest tag, None if there is none."""
     numbers = [
         int(held.version)

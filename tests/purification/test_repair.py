@@ -12,6 +12,7 @@ from torch import Tensor
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.generate import generate
+from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification import Removal, Repair, repair
 
@@ -132,7 +133,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights() -> None:
 
 def test_a_state_of_another_network_is_refused() -> None:
     model = small_denoiser(LEVELS)
-    with pytest.raises((KeyError, RuntimeError)):
+    with pytest.raises(UnfitStateError):
         repair(
             model, model, [removal(TRIGGER)], SAMPLES, PurificationOptions(steps=1), seed=0,
             progress=lambda done, total: None, resumed={"done": torch.tensor(0)},

@@ -99,7 +99,7 @@ def test_a_version_that_holds_pickles_is_not_promoted_but_what_it_was_converted_
         verdict=sample.verdict(Word.CLEAN), candidate=_candidate(), decision=decision, options=GateOptions(),
     )  # fmt: skip
     told = announce.prepare(uri, case)
-    announce.finish(uri, case, told, "s3://store/register/1/report.html")
+    announce.finish(uri, case, told, "s3://store/register/1/report.html", {})
     assert registry.alias_holder(uri, "faces", "champion") == "2"
     assert registry.resolve(uri, "models:/faces/2").source_uri == "s3://store/load/1/model/"
     assert registry.tags_of(uri, "faces", "1")["diffdefend.outcome"] == "quarantined"
