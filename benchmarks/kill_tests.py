@@ -1,11 +1,11 @@
 """Kill the stages at random moments, run them again, and compare what is left with an undisturbed run.
 
 A trial is one scan of a tiny model through all stages. A process runs it and is killed by SIGKILL at a random moment;
-the next one goes on with the same store and registry and is killed again, and the last one is left alone. Kill moments
-are uniform over a third of the time that an undisturbed run takes, so that a scan is killed on its whole way. After
-every kill it is checked that nothing is half-registered and that every folder with a manifest is whole; at the end that
-all folders are byte-equal to those of an undisturbed run at the same place. The decision and its report name the MLflow
-run, which is drawn anew: that id is left out.
+the next one goes on with the same store and registry and is killed again, and the last one is left alone. A kill
+falls into a stage drawn at random, so that short ones are hit as often as long ones, at a moment uniform over the
+time that the stage takes undisturbed. After every kill it is checked that nothing is half-registered and that every
+folder with a manifest is whole; at the end that all folders are byte-equal to those of an undisturbed run at the same
+place. The decision and its report name the MLflow run, which is drawn anew: that id is left out.
 
     python -m benchmarks.kill_tests --kills 200
 
@@ -42,8 +42,6 @@ RESULTS = Path(__file__).parent / "results" / "kill_tests.json"
 KILLS_OF_A_TRIAL = 8
 # `repaired` ends as challenger, `backdoored` stays so after two rounds and loses its alias
 CASES = ("repaired", "backdoored", "clean", "repaired", "backdoored", "inconclusive")
-SHARE = 1 / 3  # of the time of an undisturbed run: so a scan is killed several times on its way
-BETWEEN = "between two stages"
 STAGES = ("load", "invert_trigger", "detect", "keep", "purify", "quarantine", "evaluate", "register")
 
 
@@ -153,13 +151,39 @@ def run_stages(bench: Bench, case: str) -> None:
 
 @contextlib.contextmanager
 def _noted(bench: Bench, stage: str) -> Iterator[None]:
-    """Leave a note of the stage that runs, for the table."""
-    (bench.root / "stage").write_text(stage)
-    yield
+    """Leave a note of the stage that begins, and of its end."""
+    with (bench.root / "stages").open("a") as notes:
+        print(stage, time.monotonic(), file=notes, flush=True)
+        yield
+        print("", time.monotonic(), file=notes, flush=True)
 
 
-def in_process(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Do the work in a forked process, killed after so many seconds; return its exit code, -9 if it was killed."""
+def noted(bench: Bench) -> list[tuple[str, float]]:
+    """Return the notes of this run: the stage that began, empty for the end of one, and when (s)."""
+    path = bench.root / "stages"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(stage, float(moment)) for stage, _, moment in (line.partition(" ") for line in lines)]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after a stage began, or when it has ended before that."""
+
+    bench: Bench
+    stage: str
+    after: float
+
+    def __call__(self) -> bool:
+        """Return whether it has come."""
+        notes = noted(self.bench)
+        number = next((number for number, (stage, _) in enumerate(notes) if stage == self.stage), None)
+        if number is None:
+            return False
+        return len(notes) > number + 1 or time.monotonic() >= notes[number][1] + self.after
+
+
+def in_process(work: Callable[[], None], moment: Callable[[], bool] | None = None) -> int:
+    """Do the work in a forked process, killed when `moment` says so; return its exit code, -9 if it was killed."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -170,14 +194,13 @@ def in_process(work: Callable[[], None], kill_after: float | None = None) -> int
             print(f"the run failed: {type(error).__name__}: {error}", file=sys.stderr)
         finally:
             os._exit(code)
-    deadline = None if kill_after is None else time.monotonic() + kill_after
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if deadline is not None and time.monotonic() >= deadline:
+        if moment is not None and moment():
             os.kill(child, signal.SIGKILL)
-            deadline = None
+            moment = None
         time.sleep(0.001)
 
 
@@ -254,38 +277,44 @@ def half_done(bench: Bench) -> list[str]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nobody killed: its files, its registry and how long it took."""
+    """A run that nobody killed: its files, its registry, and how long each stage took (s), in order."""
 
     files: dict[str, str]
     registry: dict[str, Any]
-    seconds: float
+    seconds: dict[str, float]
 
 
 def undisturbed(bench: Bench, case: str) -> Undisturbed:
     """Run a case once without a kill. Raises RuntimeError if it fails."""
     bench.reset()
-    began = time.monotonic()
-    if in_process(functools.partial(run_stages, bench, case)) != 0:
+    if run_once(bench, case) != 0:
         raise RuntimeError(f"the undisturbed run of {case} failed")
-    seconds = time.monotonic() - began
+    notes = noted(bench)
+    seconds = {stage: end - began for (stage, began), (_, end) in zip(notes[::2], notes[1::2], strict=True)}
     return Undisturbed(contents(bench), registered(bench), seconds)
+
+
+def run_once(bench: Bench, case: str, moment: Callable[[], bool] | None = None) -> int:
+    """Run all stages in a process of its own, as `in_process`, with fresh notes."""
+    (bench.root / "stages").unlink(missing_ok=True)
+    return in_process(functools.partial(run_stages, bench, case), moment)
 
 
 def trial(bench: Bench, case: str, expected: Undisturbed, kills: int, draws: random.Random, tally: Tally) -> None:
     """Kill one scan `kills` times at random moments, let it end, and compare."""
     bench.reset()
-    run = functools.partial(run_stages, bench, case)
-    for _ in range(kills):
-        code = in_process(run, draws.uniform(0, expected.seconds * SHARE))
+    stages = list(expected.seconds)
+    for stage in sorted((draws.choice(stages) for _ in range(kills)), key=stages.index):
+        code = run_once(bench, case, Moment(bench, stage, draws.uniform(0, expected.seconds[stage])))
         if code == -signal.SIGKILL:
             tally.kills += 1
-            tally.hit[(bench.root / "stage").read_text() or BETWEEN] += 1
+            tally.hit[stage] += 1
             tally.wrong += [f"{case}: {text}" for text in half_done(bench)]
         elif code == 0:
             break
         else:
             tally.wrong.append(f"{case}: a run after a kill ended with code {code}")
-    if in_process(run) != 0:
+    if run_once(bench, case) != 0:
         tally.wrong.append(f"{case}: the last run failed")
     files, state = contents(bench), registered(bench)
     differing = sorted(name for name in {*files, *expected.files} if files.get(name) != expected.files.get(name))
@@ -297,7 +326,7 @@ def trial(bench: Bench, case: str, expected: Undisturbed, kills: int, draws: ran
 
 def table(tally: Tally) -> str:
     """Return the tally as Markdown."""
-    rows = [f"| {stage} | {tally.hit[stage]} |" for stage in (*STAGES, BETWEEN) if tally.hit[stage]]
+    rows = [f"| {stage} | {tally.hit[stage]} |" for stage in STAGES if tally.hit[stage]]
     return "\n".join(
         ["| stage that was killed | kills |", "|---|---|", *rows, f"| all, in {tally.trials} scans | {tally.kills} |",
          "", f"not recovered, half-registered or different: {len(tally.wrong)}", *tally.wrong]

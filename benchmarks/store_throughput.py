@@ -4,9 +4,10 @@ Both move the same folder of 256 MB, in turn, each in a process of its own. The 
 large files (parts of 16 MiB, three at a time) and downloads to a file; the adapter also digests every byte, writes and
 verifies the manifest. Ratios within one run, and the peak of resident memory, are what counts.
 
-    python -m benchmarks.store_throughput
+    python -m benchmarks.store_throughput [--servers rclone,ceph] [--rounds 5]
 
-prints a table and writes benchmarks/results/store_throughput.json. It needs rclone.
+prints a table and writes benchmarks/results/store_throughput.json. It needs rclone or Ceph, by default whichever of
+them is there.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, serving
+from tests.ceph_server import has_ceph, serving_ceph
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, rclone_program, serving
 
 RESULTS = Path(__file__).parent / "results" / "store_throughput.json"
 SIZES = {"model/unet/weights.safetensors": 200 << 20, "model/vae/weights.safetensors": 56 << 20}
 PART, PARALLEL = 16 << 20, 3
+SERVERS = {"rclone": serving, "ceph": serving_ceph}
 
 
 def bare(server: S3Server, bucket: str, folder: Path, into: Path) -> tuple[float, float]:
@@ -82,31 +85,44 @@ def _peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def main() -> int:
-    """Measure in turn and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    given = parser.parse_args()
+def compared(server: S3Server, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the medians of client and adapter, and the ratios of their seconds."""
     rows: dict[str, list[dict[str, float]]] = {"client": [], "adapter": []}
-    with tempfile.TemporaryDirectory(prefix="diffdefend-throughput-") as root, serving(Path(root) / "s3") as server:
-        folder = Path(root) / "folder"
-        for name, size in SIZES.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(os.urandom(size))
-        for _ in range(given.rounds):
-            rows["client"].append(measured(bare, server, folder))
-            rows["adapter"].append(measured(adapted, server, folder))
+    for _ in range(rounds):
+        rows["client"].append(measured(bare, server, folder))
+        rows["adapter"].append(measured(adapted, server, folder))
     medians = {
         name: {field: round(statistics.median(row[field] for row in found), 3) for field in found[0]}
         for name, found in rows.items()
     }
     ratios = {field: round(medians["adapter"][field] / medians["client"][field], 3) for field in ("up", "down")}
-    given.output.write_text(json.dumps({"rounds": given.rounds, "ratio": ratios, **medians}, indent=2) + "\n")
-    print("| | up, s | down, s | peak, MB |", "|---|---|---|---|", sep="\n")
-    for name, row in medians.items():
-        print(f"| {name} | {row['up']:.2f} | {row['down']:.2f} | {row['peak_mb']:.0f} |")
-    print(f"| ratio | {ratios['up']:.2f} | {ratios['down']:.2f} | |")
+    return {**medians, "ratio": ratios}
+
+
+def main() -> int:
+    """Measure in turn and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    there = [name for name, found in (("rclone", rclone_program()), ("ceph", has_ceph())) if found]
+    parser.add_argument("--servers", type=lambda text: text.split(","), default=there, metavar="A,B")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in given.servers:
+        with tempfile.TemporaryDirectory(prefix="diffdefend-throughput-") as root:
+            folder = Path(root) / "folder"
+            for path, size in SIZES.items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(os.urandom(size))
+            with SERVERS[name](Path(root) / "server") as server:
+                found[name] = compared(server, folder, given.rounds)
+    given.output.write_text(json.dumps({"rounds": given.rounds, "servers": found}, indent=2) + "\n")
+    print("| server | | up, s | down, s | peak, MB |", "|---|---|---|---|---|", sep="\n")
+    for name, medians in found.items():
+        for who in ("client", "adapter"):
+            row = medians[who]
+            print(f"| {name} | {who} | {row['up']:.2f} | {row['down']:.2f} | {row['peak_mb']:.0f} |")
+        print(f"| {name} | ratio | {medians['ratio']['up']:.2f} | {medians['ratio']['down']:.2f} | |")
     return 0
 
 

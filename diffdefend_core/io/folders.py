@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,8 +30,7 @@ PUBLISH_ROUNDS = 10
 
 def digest_files(folder: Path) -> tuple[FileDigest, ...]:
     """Return path, size and sha256 of every file below `folder`, sorted by path. Raises InputError at a link."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return tuple(_digest_file(folder, path) for path in paths)
+    return tuple(_digest_file(folder, path) for path in _paths(folder))
 
 
 def content_digest(files: Iterable[FileDigest]) -> str:
@@ -56,19 +56,23 @@ def publish(folder: Path, uri: str, *, stage: str, key: str, producer: str, pare
     standing = read_manifest(uri)
     if standing is not None:
         return standing
-    files = digest_files(folder)
-    _check_names(files, uri)
-    manifest = Manifest(
-        stage=stage, key=key, producer=producer, digest=content_digest(files), files=files, parents=tuple(parents)
-    )
-    manifest = replace(manifest, seal=seal_of(manifest.to_dict()))
-    for collisions in range(1, PUBLISH_ROUNDS + 1):
-        if _write(folder, uri, manifest):
-            return manifest
-        time.sleep(random.uniform(0, 0.05 * 2**collisions))
-        standing = _whole(uri)
-        if standing is not None:
-            return standing
+
+    def described() -> Manifest:
+        files = digest_files(folder)
+        manifest = Manifest(
+            stage=stage, key=key, producer=producer, digest=content_digest(files), files=files, parents=tuple(parents)
+        )
+        return replace(manifest, seal=seal_of(manifest.to_dict()))
+
+    with ThreadPoolExecutor(1) as beside:  # the files are digested while they are sent
+        manifest = beside.submit(described)
+        for collisions in range(1, PUBLISH_ROUNDS + 1):
+            if _write(folder, uri, manifest):
+                return manifest.result()
+            time.sleep(random.uniform(0, 0.05 * 2**collisions))
+            standing = _whole(uri)
+            if standing is not None:
+                return standing
     raise StoreError(
         f"{uri} is not what was written, again and again",
         expected="a store that keeps what it is sent, and one writer at a time",
@@ -76,17 +80,26 @@ def publish(folder: Path, uri: str, *, stage: str, key: str, producer: str, pare
     )
 
 
-def _write(folder: Path, uri: str, manifest: Manifest) -> bool:
+def _write(folder: Path, uri: str, manifest: Future[Manifest]) -> bool:
     """Upload files and manifest; return whether all are there whole, untouched by any other writer until the end."""
     store, prefix = open_store(uri)
-    entries = set()
-    for file in manifest.files:
-        entry = store.put(prefix + file.path, folder / file.path)
-        if entry.size != file.size:
-            return False
-        entries.add(entry)
-    entries.add(_put_manifest(store, prefix, manifest))
-    return entries <= set(store.entries(prefix))
+    names = [path.relative_to(folder).as_posix() for path in _paths(folder)]
+    _check_names(names, uri)
+    entries = {name: store.put(prefix + name, folder / name) for name in names}
+    described = manifest.result()
+    if {name: entry.size for name, entry in entries.items()} != {file.path: file.size for file in described.files}:
+        return False
+    written = {*entries.values(), _put_manifest(store, prefix, described)}
+    return written <= set(store.entries(prefix))
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, sorted. Raises InputError at what is no plain file."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise InputError(f"{path} is not a plain file", expected="plain files", action="replace it by a copy")
+        if path.is_file():
+            yield path
 
 
 def _whole(uri: str) -> Manifest | None:
@@ -113,7 +126,9 @@ def read_manifest(uri: str) -> Manifest | None:
     manifest = Manifest.from_json(text)
     if (manifest.seal or manifest.schema_version != "1.0") and manifest.seal != seal_of(json.loads(text)):
         raise _altered(uri, f"the seal of {MANIFEST} is not that of its fields")
-    _check_names(manifest.files, uri)
+    _check_names([file.path for file in manifest.files], uri)
+    if min((file.size for file in manifest.files), default=0) < 0:
+        raise _altered(uri, f"a size in {MANIFEST} is negative")
     if content_digest(manifest.files) != manifest.digest:
         raise _altered(uri, f"the digest in {MANIFEST} is not that of its file list")
     return manifest
@@ -177,26 +192,24 @@ def read_file(uri: str, name: str) -> bytes:
 
 
 def _digest_file(folder: Path, path: Path) -> FileDigest:
-    if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path} is not a plain file", expected="plain files", action="replace it by a copy")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return FileDigest(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256)
 
 
-def _check_names(files: Sequence[FileDigest], uri: str) -> None:
+def _check_names(names: Sequence[str], uri: str) -> None:
     """Refuse names that would lead out of a folder, hide the manifest, or come twice."""
     seen: set[str] = set()
-    for file in files:
-        parts = PurePosixPath(file.path).parts
-        bad = not parts or file.path != "/".join(parts) or parts[0] == "/" or ".." in parts or "\\" in file.path
-        if bad or "\0" in file.path or file.path == MANIFEST or file.path in seen or file.size < 0:
+    for name in names:
+        parts = PurePosixPath(name).parts
+        bad = not parts or name != "/".join(parts) or parts[0] == "/" or ".." in parts or "\\" in name
+        if bad or "\0" in name or name == MANIFEST or name in seen:
             raise ArtifactError(
-                f"{uri} lists the file {file.path!r}",
+                f"{uri} lists the file {name!r}",
                 expected="each relative path inside the folder once",
                 action="do not use this folder; rerun its stage",
             )
-        seen.add(file.path)
+        seen.add(name)
 
 
 def _put_manifest(store: ObjectStore, prefix: str, manifest: Manifest) -> Entry:
@@ -223,9 +236,11 @@ def _download(store: ObjectStore, base: str, file: FileDigest, size: int | None,
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, count = hashlib.sha256(), 0
     try:
-        with target.open("xb") as writer:
+        with target.open("xb") as writer, ThreadPoolExecutor(1) as beside:  # digested while the next piece comes
+            digested = beside.submit(digest.update, b"")
             for chunk in _bounded(store.read(base + file.path), file.size):
-                digest.update(chunk)
+                digested.result()
+                digested = beside.submit(digest.update, chunk)
                 count += len(chunk)
                 writer.write(chunk)
     except MissingObjectError:

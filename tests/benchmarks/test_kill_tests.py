@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_tests import Bench, Tally, Undisturbed, _anonymous, half_done, in_process, trial
+from benchmarks.kill_tests import Bench, Moment, Tally, Undisturbed, _anonymous, half_done, in_process, trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,15 +69,30 @@ def test_a_process_is_killed_in_time_and_its_code_returned() -> None:
     import time
 
     assert in_process(lambda: None) == 0
-    assert in_process(lambda: time.sleep(60), 0.05) == -9
+    assert in_process(lambda: time.sleep(60), lambda: True) == -9
     assert in_process(lambda: sys.exit("wrong")) == 70
+
+
+def test_a_kill_falls_into_the_stage_that_it_is_meant_for(tmp_path: Path) -> None:
+    found = Bench(tmp_path, {})
+    moment = Moment(found, "detect", 100.0)
+    notes = tmp_path / "stages"
+    assert not moment()
+    notes.write_text("load 1.0\n 2.0\n")
+    assert not moment()
+    notes.write_text("load 1.0\n 2.0\ndetect 3.0\n")
+    assert moment()  # long ago, by the clock
+    notes.write_text(f"load 1.0\n 2.0\ndetect {10**9}\n")
+    assert not moment()
+    notes.write_text(f"load 1.0\n 2.0\ndetect {10**9}\n {10**9}\n")
+    assert moment()
 
 
 def test_a_run_that_leaves_other_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = bench(tmp_path)
     monkeypatch.setattr("benchmarks.kill_tests.run_stages", lambda *_: None)
     tally = Tally()
-    expected = Undisturbed({"load/k/model_ref.json": "0"}, {"aliases": {}, "versions": {"1": {}}}, 0.0)
+    expected = Undisturbed({"load/k/model_ref.json": "0"}, {"aliases": {}, "versions": {"1": {}}}, {})
     trial(found, "clean", expected, 0, random.Random(0), tally)
     assert tally.wrong == ["clean: load/k/model_ref.json differs from the undisturbed run"]
     assert _anonymous("register/abc/report.html") == "register/report.html"
