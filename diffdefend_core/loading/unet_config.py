@@ -13,6 +13,7 @@ from diffdefend_core.loading.fields import Fields
 MAX_SIDE = 2048
 MAX_CHANNELS = 16384
 MAX_BLOCKS = 12
+MAX_ROWS = 10_000  # of a learned time embedding
 
 DOWN_BLOCKS = (
     "DownBlock2D",
@@ -72,13 +73,15 @@ def _sample_size(fields: Fields, blocks: int) -> tuple[int, int]:
 
 def _time_options(fields: Fields) -> dict[str, Any]:
     kind = fields.word("time_embedding_type", "positional", ("positional", "fourier", "learned"))
-    learned = kind == "learned"
+    rows = _optional_integer(fields, "num_train_timesteps", MAX_ROWS)
+    if kind == "learned" and rows is None:
+        raise fields.wrong("num_train_timesteps", f"a whole number from 1 to {MAX_ROWS}")
     return {
         "time_embedding_type": kind,
         "time_embedding_dim": _optional_integer(fields, "time_embedding_dim", MAX_CHANNELS),
         "freq_shift": fields.integer("freq_shift", 0, 0, 1),
         "flip_sin_to_cos": fields.flag("flip_sin_to_cos", True),
-        "num_train_timesteps": fields.integer("num_train_timesteps", None, 1, 10_000) if learned else None,
+        "num_train_timesteps": rows,
     }
 
 

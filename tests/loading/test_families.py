@@ -259,6 +259,8 @@ def test_a_latent_model_without_its_decoder_is_refused(
         ("consistency", "unet/config.json", {"time_embedding_type": "fourier"}, "positive numbers"),
         ("consistency", "unet/config.json", {"num_class_embeds": 10}, "class-conditional"),
         ("ncsn", "unet/config.json", {"time_embedding_type": "learned", "num_train_timesteps": 100}, "learned"),
+        ("ncsn", "unet/config.json", {"time_embedding_type": "learned"}, "num_train_timesteps"),
+        ("flow", "unet/config.json", {"num_train_timesteps": "os.system"}, "num_train_timesteps"),
         ("ldm", "model_index.json", {"vqvae": ["diffusers", "AutoencoderTiny"]}, "vqvae in model_index.json is"),
         ("ldm", "vqvae/config.json", {"latent_channels": 4, "vq_embed_dim": 4}, "latents of 3 channels"),
         ("ldm", "vqvae/config.json", {"norm_type": "spatial"}, "norm_type"),
