@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import levels_at
@@ -25,6 +26,8 @@ R1, R2, R3 = "r1", "r2", "r3"
 TARGETS = (R1, R2, R3)
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
+# how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
+ASTRAY, COARSE = 0.4, 4
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,19 @@ class Goal:
 def jittered(triggers: Tensor, generator: torch.Generator) -> Tensor:
     """Return a variation of each of the triggers [N, C, H, W].
 
-    Each is scaled by U[.4, 1.6] and gets noise of a tenth of its rms; every second one loses a random rectangle of a
-    quarter of its area: an inverted trigger is only near the true one, and a repair at one point would leave a hole
-    beside it.
+    Each gets white noise and a smooth random field, of up to ASTRAY of its rms each, and is scaled by U[.4, 1.6]; every
+    second one loses a random rectangle of a quarter of its area: an inverted trigger is only near the true one, and a
+    repair at one point would leave a hole beside it.
     """
     count, (height, width) = len(triggers), triggers.shape[-2:]
     scale = 0.4 + 1.2 * torch.rand(count, 1, 1, 1, generator=generator)
+    rough, smooth = ASTRAY * torch.rand(2, count, 1, 1, 1, generator=generator)
     level = triggers.square().mean((1, 2, 3), keepdim=True).sqrt()
-    varied = scale * triggers + 0.1 * level * torch.randn(triggers.shape, generator=generator)
+    coarse = torch.randn(count, triggers.shape[1], COARSE, COARSE, generator=generator)
+    field: Tensor = interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    field /= field.square().mean((1, 2, 3), keepdim=True).sqrt()
+    white = torch.randn(triggers.shape, generator=generator)
+    varied: Tensor = scale * (triggers + level * (rough * white + smooth * field))
     corner = torch.rand(count, 2, generator=generator)
     for row, (top, left) in enumerate(corner.tolist()):
         first, start = int(top * height / 2), int(left * width / 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,19 +32,20 @@ class Effects:
     """
 
     backdoors: tuple[Backdoor, ...]
+    firing: tuple[str, ...]
     shifts: int
     settings: Settings
 
     @classmethod
-    def of(cls, suspect: Denoiser, shifts: Sequence[Tensor], settings: Settings) -> Effects:
-        """Fire each of the shifts [C, H, W] at the suspect."""
-        found: list[Backdoor] = []
-        for shift in shifts:
+    def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
+        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire."""
+        found: dict[str, list[Backdoor]] = {}
+        for name, shift in shifts.items():
             shown, opposite = (recovered_backdoor(item, suspect, settings, silent) for item in (shift, -shift))
             rates = [_rate(suspect, item, settings, PROBED) for item in (shown, opposite)]
             if rates[0] >= FIRES_AT > rates[1]:
-                found += [shown, *by_other_samplers(shown, suspect).values()]
-        return cls(tuple(found), len(shifts), settings)
+                found[name] = [shown, *by_other_samplers(shown, suspect).values()]
+        return cls(tuple(item for group in found.values() for item in group), tuple(found), len(shifts), settings)
 
     def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from diffdefend_core.artifacts import (
     Action,
     Candidate,
@@ -53,8 +55,9 @@ from diffdefend_core.stages.model import (
 STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 # a rescan draws from streams that no earlier scan of the model used
 RESCAN_SEED = 10_000
-# a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
-ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
+# a shift breaks a law, and not only as any shift does, above this violation, or this parity and this multiple of that
+# of the control
+ORDINARY_VIOLATION, ORDINARY_PARITY, STANDING_OUT = 0.1, 0.03, 1.5
 # a repaired model may paint the picture of a found shift in this share of the cases
 STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
@@ -174,14 +177,16 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     with fetched(task.model_uri, "model/") as source:
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
-        removals = _removals(task.trigger_uri) + [item for uri in earlier for item in _removals(uri, RESCAN)]
-        effects = Effects.of(suspect, [item.shift for item in _removals(task.trigger_uri)], settings)
+        found = _outstanding(task.trigger_uri)
+        effects = Effects.of(suspect, found, settings)
+        shifts = [found[name] for name in effects.firing or found]
+        shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
-            removals,
+            [Removal(shift, REMOVAL_SIGNALS) for shift in shifts],
             effects.without_targets(suspect, samples),
             options,
             seed=settings.seed + number,
@@ -240,22 +245,19 @@ def _trusted_reference(task: Task) -> Denoiser | None:
     return reference
 
 
-def _removals(uri: str, folder: str = "") -> list[Removal]:
-    """Return the shifts that break one of the two laws; others would dilute the batch.
+def _outstanding(uri: str, folder: str = "") -> dict[str, Tensor]:
+    """Return the shifts [C, H, W] that break one of the two laws, by name; others would dilute the batch.
 
     The best one in any case, unless the search is that of a rescan, in `folder`.
     """
     found = read_record(InvertedTrigger, uri, f"{folder}inverted_trigger")
     triggers = read_triggers(uri, folder)
-    return [
-        Removal(triggers[item.name], REMOVAL_SIGNALS)
-        for item in found.candidates
-        if (item.name == found.best and not folder) or _stands_out(item)
-    ]
+    names = [item.name for item in found.candidates if (item.name == found.best and not folder) or _stands_out(item)]
+    return {name: triggers[name] for name in names}
 
 
 def _stands_out(item: TriggerCandidate) -> bool:
-    return item.violation > ORDINARY_VIOLATION or item.parity > STANDING_OUT * item.control > 0
+    return item.violation > ORDINARY_VIOLATION or item.parity > max(STANDING_OUT * item.control, ORDINARY_PARITY)
 
 
 def _scan(
