@@ -35,7 +35,7 @@ RUN_SECONDS = 1.0
 class Simulated:
     """A cluster whose runs take a fixed time; it remembers the most that were under way at once."""
 
-    kind, interval = "simulated", 0.005
+    kind, lasting, interval = "simulated", False, 0.005
 
     def __init__(self) -> None:
         self.ends: dict[str, float] = {}

@@ -29,7 +29,7 @@ NAMES = ("bad", "broken", "done", "fresh", "<b>x")
 class Decider:
     """Plays the gate: decides by the name of the model, signs, and is over at the second look."""
 
-    kind, interval = "played", 0.0
+    kind, lasting, interval = "played", False, 0.0
 
     def __init__(self, settings: Settings, signer: object) -> None:
         self._uri, self._signer = settings.tracking_uri, signer
