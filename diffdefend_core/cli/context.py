@@ -54,6 +54,8 @@ def _start_logging(flags: dict[str, Any]) -> None:
     level = logging.ERROR if flags.get("quiet") else logging.DEBUG if flags.get("verbose") else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("diffdefend_core").setLevel(level)
+    if not flags.get("verbose"):
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry is a warning there; the last is our one line
 
 
 def print_table(table: object) -> None:

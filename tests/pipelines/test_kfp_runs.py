@@ -8,6 +8,7 @@ from pathlib import Path
 import kfp
 import pytest
 from kfp_server import KfpServer, kfp_server
+from s3_server import free_port
 
 from diffdefend_core.cli import run_command
 from diffdefend_core.config import load_settings
@@ -81,6 +82,9 @@ def test_the_scan_logs_in_as_submit_does_and_says_so_before_the_first_version(
     command = ["scan-registry", "--kfp", server.url, "--store", "s3://bucket/store", "--only", "none"]
     assert run_command(command) == 2
     assert "answered 401" in capfd.readouterr().err
+    assert run_command([*command, "--kfp", f"http://127.0.0.1:{free_port()}"]) == 2
+    err = capfd.readouterr().err
+    assert "no answer" in err and err.count("\n") == 1
     assert run_command([*command, "--memory", "lots"]) == 2
     assert "memory" in capfd.readouterr().err
     monkeypatch.setenv("DIFFDEFEND_KFP_TOKEN", server.token)
