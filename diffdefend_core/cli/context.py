@@ -55,7 +55,8 @@ def _start_logging(flags: dict[str, Any]) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("diffdefend_core").setLevel(level)
     if not flags.get("verbose"):
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry is a warning there; the last is our one line
+        # Each retry is a warning there, and the last one is our line. Clients set the level of "urllib3" itself.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def print_table(table: object) -> None:
