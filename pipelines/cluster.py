@@ -4,7 +4,9 @@ Credentials come from the environment and are never shown: `DIFFDEFEND_KFP_TOKEN
 `DIFFDEFEND_KFP_COOKIE` (the session of a login page), else the projected token of a pod.
 """
 
+import hashlib
 import io
+import json
 import os
 import re
 import warnings
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +35,7 @@ SECONDS = 20
 _FIELD = re.compile(r"[0-9A-Za-z*/,?\-]+")
 _DESCRIPTORS = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _PAGE = 100
+_UNDER_WAY = ("PENDING", "RUNNING", "PAUSED", "CANCELING", "RUNTIME_STATE_UNSPECIFIED", "None")
 _POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"
 
 
@@ -54,6 +58,14 @@ class Submitted:
     run_id: str
     source: str
     url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploaded:
+    """A gate that the server holds: the ids of the pipeline and of its version."""
+
+    pipeline_id: str
+    version_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +99,7 @@ class Cluster:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(
                 f"host {without_password(self.host)!r}", expected="http(s)://name[:port][/path]",
-                action="give --host or DIFFDEFEND_KFP_HOST",
+                action="correct --host, --kfp or DIFFDEFEND_KFP_HOST",
             )  # fmt: skip
         if parts.username or parts.password:
             raise InputError(
@@ -99,20 +111,45 @@ class Cluster:
         self, source: str, settings: Settings, *, placement: Placement, name: str = "", require_digests: bool = False
     ) -> Submitted:
         """Start a run of the gate for the model at `source`. Raises InputError, ClusterError."""
-        arguments = {**_arguments(settings), "source": _remote(source), "name": name}
-        with self._calling() as client, compiled(
-            "gate", science=settings.science_json(), placement=placement, require_digests=require_digests
-        ) as path:  # fmt: skip
-            run = client.run_pipeline(
-                experiment_id=self._experiment_id, job_name=f"gate {source}"[:120], pipeline_package_path=str(path),
-                params=arguments, service_account=self.service_account or None,
-            )  # fmt: skip
-        return Submitted(run_id=run.run_id, source=source, url=f"{self.host.rstrip('/')}/#/runs/details/{run.run_id}")
+        science = settings.science_json()
+        with compiled("gate", science=science, placement=placement, require_digests=require_digests) as path:
+            run = self._start(f"gate {source}"[:120], source, settings, name=name, pipeline_package_path=str(path))
+        return Submitted(run_id=run, source=source, url=f"{self.host.rstrip('/')}/#/runs/details/{run}")
 
-    def state(self, run_id: str) -> str:
-        """Return the state of a run as KFP names it: PENDING, RUNNING, SUCCEEDED, FAILED, …"""
+    def upload(self, settings: Settings, *, placement: Placement, require_digests: bool = False) -> Uploaded:
+        """Upload the gate for many runs, unless it is there under the name that its digest makes."""
+        with compiled(
+            "gate", science=settings.science_json(), placement=placement, require_digests=require_digests
+        ) as path, self._calling() as client:  # fmt: skip
+            name, namespace = f"diffdefend-gate-{_sha256(path)[:16]}", self.namespace or None
+            found = client.list_pipelines(page_size=1, filter=_named_exactly(name), namespace=namespace).pipelines
+            made = found[0] if found else client.upload_pipeline(str(path), pipeline_name=name, namespace=namespace)
+            versions = client.list_pipeline_versions(made.pipeline_id, page_size=1, sort_by="created_at desc")
+            version = versions.pipeline_versions[0]
+        return Uploaded(pipeline_id=str(made.pipeline_id), version_id=str(version.pipeline_version_id))
+
+    def take_up(self, title: str, source: str, settings: Settings, *, gate: Uploaded) -> str:
+        """Return the id of the run called `title` that is under way, else of a new run of an uploaded gate."""
         with self._calling() as client:
-            return str(client.get_run(run_id).state)
+            found = client.list_runs(
+                page_size=_PAGE, sort_by="created_at desc", experiment_id=self._experiment_id,
+                filter=_named_exactly(title),
+            )  # fmt: skip
+        for run in found.runs or []:
+            if run.display_name == title and str(run.state) in _UNDER_WAY:
+                return str(run.run_id)
+        return self._start(title, source, settings, pipeline_id=gate.pipeline_id, version_id=gate.version_id)
+
+    def outcome(self, run_id: str) -> str | None:
+        """Return None while a run is under way, an empty text once it succeeded, else how it ended."""
+        with self._calling() as client:
+            run = client.get_run(run_id)
+        if str(run.state) in _UNDER_WAY:
+            return None
+        if run.state == "SUCCEEDED":
+            return ""
+        message = _short(getattr(run.error, "message", None) or "")
+        return f"the KFP run {run_id} ended as {run.state}" + (f": {message}" if message else "")
 
     def stop(self, run_id: str) -> None:
         """Stop a run."""
@@ -190,6 +227,15 @@ class Cluster:
                 service_account=self.service_account or None,
             )  # fmt: skip
         return _schedule(made)
+
+    def _start(self, title: str, source: str, settings: Settings, *, name: str = "", **pipeline: str) -> str:
+        arguments = {**_arguments(settings), "source": _remote(source), "name": name}
+        with self._calling() as client:
+            run = client.run_pipeline(
+                experiment_id=self._experiment_id, job_name=title, params=arguments,
+                service_account=self.service_account or None, **pipeline,
+            )  # fmt: skip
+        return str(run.run_id)
 
     def _named(self, name: str) -> list[Schedule]:
         found = self.schedules(name)
@@ -271,6 +317,15 @@ def _arguments(settings: Settings) -> dict[str, str]:
     """Return what every run is given; a store on this machine means nothing there, so the pods' own one is used."""
     store = settings.store if settings.store.startswith("s3://") else ""
     return {"settings": settings.science_json(), "store": store}
+
+
+def _named_exactly(name: str) -> str:
+    """Return a filter of KFP's list calls."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _remote(source: str) -> str:

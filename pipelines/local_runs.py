@@ -33,7 +33,7 @@ class _Running:
 class LocalRuns:
     """Starts `pipelines.one_run`; ends what is under way when it is closed. A `Runner` of `stages.dispatch`."""
 
-    kind = "local"
+    kind, lasting = "local", False
     interval = 0.2
 
     def __init__(

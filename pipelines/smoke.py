@@ -25,8 +25,6 @@ from diffdefend_core.errors import DiffDefendError, InputError
 from pipelines.cluster import Cluster
 from pipelines.placement import USER, Placement
 
-ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-
 
 class CheckFailedError(DiffDefendError, RuntimeError):
     """Raised when a promise does not hold on this cluster."""
@@ -162,15 +160,15 @@ class Smoke:
             raise SkippedError("no --model", expected="s3:// or models:/ URI", action="give a small clean model")
         begun = self.cluster.submit(self.model, load_settings(), placement=self.placement)
         deadline = time.monotonic() + self.minutes * 60
-        while (state := self.cluster.state(begun.run_id)) not in ENDED:
+        while (outcome := self.cluster.outcome(begun.run_id)) is None:
             if time.monotonic() > deadline:
                 self.cluster.stop(begun.run_id)
                 raise CheckFailedError(
-                    f"{state} after {self.minutes} minutes: {begun.url}", expected="an end", action="see its page"
+                    f"no end after {self.minutes} minutes: {begun.url}", expected="an end", action="see its page"
                 )
             time.sleep(10)
-        if state != "SUCCEEDED":
-            raise CheckFailedError(f"{state}: {begun.url}", expected="SUCCEEDED", action="see its page")
+        if outcome:
+            raise CheckFailedError(f"{outcome}: {begun.url}", expected="SUCCEEDED", action="see its page")
         return begun.url
 
     def _pod(

@@ -42,13 +42,13 @@ def placing(command: Command) -> Command:
                      help="Taint that tasks that compute tolerate; repeatable."),
         click.option("--node-selector", multiple=True, envvar=f"{env}NODE_SELECTOR", metavar="LABEL=VALUE",
                      help="Label of the nodes for tasks that compute; repeatable."),
-        click.option("--gpu", is_flag=True, envvar=f"{env}GPU", help="Ask for an accelerator for those."),
+        click.option("--gpu", is_flag=True, envvar=f"{env}GPU", help="Ask for an accelerator for tasks that compute."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-def connecting(command: Command) -> Command:
+def connecting(command: Command, flag: str = "--host", meaning: str = "Address of the server.") -> Command:
     """Return the command with the flags that name the server; `cluster_of` reads what they were given."""
     env = "DIFFDEFEND_KFP_"
     for option in (
@@ -57,7 +57,7 @@ def connecting(command: Command) -> Command:
                      help="Service account of the pods [default: the server's own]."),
         click.option("--namespace", default="", envvar=f"{env}NAMESPACE", metavar="NAME",
                      help="Namespace of a profile; needed by a server with many users."),
-        click.option("--host", default="", envvar=f"{env}HOST", metavar="URL", help="Address of the server."),
+        click.option(flag, "host", default="", envvar=f"{env}HOST", metavar="URL", help=meaning),
     ):  # fmt: skip
         command = option(command)
     return command

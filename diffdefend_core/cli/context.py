@@ -54,6 +54,9 @@ def _start_logging(flags: dict[str, Any]) -> None:
     level = logging.ERROR if flags.get("quiet") else logging.DEBUG if flags.get("verbose") else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("diffdefend_core").setLevel(level)
+    if not flags.get("verbose"):
+        # Each retry is a warning there, and the last one is our line. Clients set the level of "urllib3" itself.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def print_table(table: object) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from diffdefend_core.cli.cluster import cluster_of, connecting, placement_of, placing
 from diffdefend_core.cli.context import current_flags, current_progress, current_settings, print_table
 from diffdefend_core.cli.exit_codes import EXIT_ERROR, EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from diffdefend_core.cli.options import FORMAT, WRITTEN, searching, shared, sourcing
@@ -39,16 +40,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def running(command: Command) -> Command:
     """Return the command with the flags that say where runs take place, and how many at a time."""
-    env = "DIFFDEFEND_KFP_"
+    command = connecting(placing(command), "--kfp", "Run on this Kubeflow Pipelines server [default: on this machine].")
     for option in (
         click.option("--give-aliases", is_flag=True, help="Give what passes its alias, as `run` does."),
-        click.option("--service-account", default="", envvar=f"{env}SERVICE_ACCOUNT", metavar="NAME",
-                     help="With --kfp: service account of the pods."),
-        click.option("--namespace", default="", envvar=f"{env}NAMESPACE", metavar="NAME",
-                     help="With --kfp: namespace of a profile."),
-        click.option("--gpu", is_flag=True, help="With --kfp: ask for an accelerator."),
-        click.option("--kfp", default="", envvar=f"{env}HOST", metavar="HOST",
-                     help="Run on this Kubeflow Pipelines server [default: on this machine]."),
         click.option("--limit", type=click.IntRange(1, 10080), default=720, show_default=True, metavar="MINUTES",
                      help="Stop a run that takes longer."),
         click.option("--jobs", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="N",
@@ -133,16 +127,17 @@ def serve_webhook(port: int, bind: str, jobs: int, limit: int, **where: Any) -> 
 
 
 @contextmanager
-def _runner(
-    settings: Settings, *, start: bool, kfp: str, gpu: bool, namespace: str, service_account: str
-) -> Iterator[Runner]:
+def _runner(settings: Settings, *, start: bool, **where: Any) -> Iterator[Runner]:
     """Yield the runner that the flags ask for. What cannot be used shows now, not at the first version."""
     from diffdefend_core.stages import attestation
 
-    if kfp:
+    if where["host"]:
         from pipelines.kfp_runs import KfpRuns
 
-        yield KfpRuns(settings, kfp, gpu=gpu, namespace=namespace, service_account=service_account)
+        runs = KfpRuns(cluster_of(where), settings, placement=placement_of(where), **where)
+        if start:
+            runs.prepare()
+        yield runs
         return
     from pipelines.local_runs import LocalRuns
 

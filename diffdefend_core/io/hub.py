@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -45,7 +46,7 @@ def open_hub(uri: str, *, network: bool) -> HubStore:
     return (_Remote if network else _Cached)(match["name"], match["commit"])
 
 
-class HubStore:
+class HubStore(ABC):
     """The files of a repository at one commit, under their paths; nothing can be written."""
 
     def __init__(self, name: str, commit: str) -> None:
@@ -76,11 +77,13 @@ class HubStore:
         if wanted and digest.hexdigest() != wanted:
             raise self._failed(f"{key} is not the file of that commit", "try again, or clear it from the local cache")
 
+    @abstractmethod
     def _list(self) -> Iterator[Entry]:
-        raise NotImplementedError
+        """Yield every file of the commit."""
 
+    @abstractmethod
     def _file(self, key: str) -> Path:
-        raise NotImplementedError
+        """Return the local path of a file."""
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

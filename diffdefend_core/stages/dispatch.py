@@ -42,11 +42,13 @@ class Ended:
 class Runner(Protocol):
     """Where runs of the gate take place: processes of this machine, or Kubeflow Pipelines.
 
-    `kind` names the place in summaries; `interval` is how many seconds to wait between two looks at the runs. Every
-    method raises DiffDefendError where it cannot do what it should.
+    `kind` names the place in summaries; `lasting` says whether runs go on when this process ends; `interval` is how
+    many seconds to wait between two looks at the runs. Every method raises DiffDefendError where it cannot do what it
+    should.
     """
 
     kind: str
+    lasting: bool
     interval: float
 
     def begin(self, job: Job) -> str:
@@ -68,16 +70,22 @@ class _Active:
 
 
 class Dispatcher:
-    """At most `cap` runs at a time, each of at most `limit` seconds; one that fails touches no other."""
+    """At most `cap` runs at a time, each of at most `limit` seconds; one that fails touches no other.
 
-    def __init__(self, runner: Runner, *, cap: int, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._runner, self._cap, self._limit, self._clock = runner, cap, limit, clock
+    `begun` is told the id of each run as soon as it is known.
+    """
+
+    def __init__(
+        self, runner: Runner, *, cap: int, limit: float, clock: Callable[[], float] = time.monotonic,
+        begun: Callable[[Job, str], None] = lambda job, run: None,
+    ) -> None:  # fmt: skip
+        self._runner, self._cap, self._limit, self._clock, self._begun = runner, cap, limit, clock, begun
         self._active: list[_Active] = []
 
     @property
     def free(self) -> int:
         """How many more runs may begin."""
-        return self._cap - len(self._active)
+        return max(0, self._cap - len(self._active))
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -92,8 +100,13 @@ class Dispatcher:
             run = self._runner.begin(job)
         except DiffDefendError as error:
             return Ended(job=job, run="", seconds=0.0, error=str(error))
-        self._active.append(_Active(job=job, run=run, since=self._clock()))
+        self.take_over(job, run)
+        self._begun(job, run)
         return None
+
+    def take_over(self, job: Job, run: str) -> None:
+        """Look after a run that an earlier process began; it counts towards the cap."""
+        self._active.append(_Active(job=job, run=run, since=self._clock()))
 
     def collect(self) -> list[Ended]:
         """Return the runs that are over by now."""

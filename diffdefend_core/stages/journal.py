@@ -1,7 +1,8 @@
 """What an interrupted registry scan leaves behind, so that the next call goes on where it stopped.
 
 The registry's tags say what is decided. The journal holds the rest: the versions that a scan has dealt with, failures
-included, so that a scan that is taken up again repeats none. It lies in the store, one small object for each version.
+included, and the runs on a cluster that it has begun, so that a scan that is taken up again repeats none. It lies in
+the store, one or two small objects for each version.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffdefend_core.gate.policy import timestamp
 from diffdefend_core.io.store import MissingObjectError, open_store
 from diffdefend_core.provenance import digest_of
 from diffdefend_core.report.registry_document import ScanRow
+from diffdefend_core.stages.dispatch import Job
 
 FOLDER = "registry_scan"
 RESUMED_WITHIN = timedelta(hours=12)
@@ -59,9 +61,26 @@ class Journal:
             found[row.model, row.version] = row
         return found
 
+    def begun(self) -> dict[Job, str]:
+        """Return the ids of the runs that `begin` has noted."""
+        if not self.resumed:
+            return {}
+        entries = self._store.entries(f"{self._prefix}{self.scan}/begun/")
+        found = [self._read(entry.key.removeprefix(self._prefix)) or {} for entry in entries]
+        return {
+            Job(name=str(note["model"]), version=str(note["version"])): str(note["run"])
+            for note in found
+            if {"model", "version", "run"} <= note.keys()
+        }
+
+    def begin(self, job: Job, run: str) -> None:
+        """Note the run of a version, which goes on if this process ends."""
+        note = {"model": job.name, "version": job.version, "run": run}
+        self.write(f"begun/{_key(job.name, job.version)}.json", json.dumps(note) + "\n")
+
     def add(self, row: ScanRow) -> None:
         """Note what became of a version."""
-        self.write(f"rows/{digest_of([row.model, row.version])[:32]}.json", row.to_json())
+        self.write(f"rows/{_key(row.model, row.version)}.json", row.to_json())
 
     def write(self, name: str, text: str) -> str:
         """Put a file into the scan's folder and return its URI."""
@@ -91,6 +110,10 @@ class Journal:
         except (ValueError, RecursionError):
             _LOG.warning("%s%s is damaged and ignored", self.folder, name)
             return None
+
+
+def _key(name: str, version: str) -> str:
+    return digest_of([name, version])[:32]
 
 
 def _is_open(state: Any, now: datetime) -> bool:

@@ -224,13 +224,25 @@ def _work(
     done = [known[row.model, row.version] for row in waiting if (row.model, row.version) in known]
     todo = [row for row in waiting if (row.model, row.version) not in known]
     aliases = {Job(name=row.model, version=row.version): row.aliases for row in todo}
-    dispatcher, jobs = Dispatcher(runner, cap=request.jobs, limit=request.limit), iter(list(aliases))
-    for ended in _ends(dispatcher, jobs, runner.interval):
+    for ended in _ends(*_begun(journal, runner, request, list(aliases)), runner.interval):
         row = surveyor.ended(ended, aliases[ended.job])
         journal.add(row)
         done.append(row)
         said(row)
     return done
+
+
+def _begun(journal: Journal, runner: Runner, request: Request, jobs: Sequence[Job]) -> tuple[Dispatcher, Iterator[Job]]:
+    """Return a dispatcher that looks after the runs that the scan had begun before, and the jobs that are left."""
+    cap, limit = request.jobs, request.limit
+    if not runner.lasting:
+        return Dispatcher(runner, cap=cap, limit=limit), iter(jobs)
+    dispatcher = Dispatcher(runner, cap=cap, limit=limit, begun=journal.begin)
+    before = journal.begun()
+    for job in jobs:
+        if job in before:
+            dispatcher.take_over(job, before[job])
+    return dispatcher, (job for job in jobs if job not in before)
 
 
 def _ends(dispatcher: Dispatcher, jobs: Iterator[Job], interval: float) -> Iterator[Ended]:

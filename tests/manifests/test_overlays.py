@@ -1,6 +1,7 @@
 """What `kubectl apply -k` would be given: every overlay built by kustomize and checked against the API's schemas."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+
+from diffdefend_core.cli.registry import scan_registry, serve_webhook
+from diffdefend_core.config import Settings, load_settings, merge_flags, parse_assignment
+from diffdefend_core.options import SigningOptions
+from diffdefend_core.stages import attestation
+from diffdefend_core.stages.keys import write_key
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -37,11 +44,11 @@ def built() -> Objects:
     command = kustomize()
     if command is None:
         pytest.skip("no kustomize of version 5 or newer, alone or in kubectl (1.29 or newer): overlays are not built")
-    return {overlay: _build(command, overlay) for overlay in OVERLAYS}
+    return {overlay: _build(command, MANIFESTS / "overlays" / overlay) for overlay in OVERLAYS}
 
 
-def _build(command: list[str], overlay: str) -> list[dict[str, Any]]:
-    run = subprocess.run([*command, str(MANIFESTS / "overlays" / overlay)], capture_output=True, text=True, check=False)
+def _build(command: list[str], folder: Path) -> list[dict[str, Any]]:
+    run = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     return [item for item in yaml.safe_load_all(run.stdout) if item]
@@ -176,13 +183,76 @@ def test_images_are_pinned(built: Objects, overlay: str) -> None:
                 assert "@sha256:" in container["image"]
 
 
-def test_the_settings_of_the_controller_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable would be ignored in silence."""
-    page = (ROOT / "docs" / "reference.md").read_text() + (ROOT / "docs" / "kubernetes.md").read_text()
-    names = [line.partition("=")[0] for line in (MANIFESTS / "base" / "controller.env").read_text().splitlines()]
-    for name in names:
-        group, _, field = name.removeprefix("DIFFDEFEND_").lower().partition("__")
-        assert name in page or f"`{group}.{field}`" in page, name
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_variable_of_the_controller_is_read_by_its_commands(built: Objects, overlay: str) -> None:
+    """A misspelt variable, or one that the command does not know, would be ignored in silence."""
+    given = _find(built[overlay], "ConfigMap", "diffdefend-controller")["data"]
+    settings = {f"DIFFDEFEND_{name.upper()}" for name in Settings.model_fields}
+    elsewhere = {"AWS_REGION", "DIFFDEFEND_S3_ENDPOINT", "DIFFDEFEND_IMAGE_CPU", "DIFFDEFEND_IMAGE_GPU"}
+    for command in (scan_registry, serve_webhook):
+        flags = {str(parameter.envvar) for parameter in command.params}
+        strange = {name for name in given if name.partition("__")[0] not in settings | flags | elsewhere}
+        assert strange == set(), command.name
+    groups = {name: value for name, value in given.items() if "__" in name}
+    load_settings(**merge_flags(*(parse_assignment(f"{_path(name)}={value}") for name, value in groups.items())))
+
+
+def _path(variable: str) -> str:
+    return variable.removeprefix("DIFFDEFEND_").lower().replace("__", ".")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_controllers_verify_by_public_keys_and_cannot_sign(built: Objects, overlay: str) -> None:
+    given = _find(built[overlay], "ConfigMap", "diffdefend-controller")["data"]
+    keys = _find(built[overlay], "ConfigMap", "diffdefend-keys")["metadata"]["name"]
+    controllers = 0
+    for name, pod in _workloads(built[overlay]):
+        assert "diffdefend-signing" not in json.dumps(pod) and "SIGNING_KEY" not in json.dumps(pod), name
+        if pod["serviceAccountName"] != "diffdefend-controller":
+            continue
+        controllers += 1
+        (volume,) = [item for item in pod["volumes"] if item.get("configMap", {}).get("name") == keys]
+        (mount,) = [item for item in pod["containers"][0]["volumeMounts"] if item["name"] == volume["name"]]
+        assert mount["readOnly"] and mount["mountPath"] == given["DIFFDEFEND_SIGNING__TRUSTED_KEYS"]
+        assert given["DIFFDEFEND_SIGNING__REVOKED_KEYS"] == f"{mount['mountPath']}/revoked.txt"
+    assert controllers == (1 if overlay == "multi-user" else 2)
+
+
+def test_an_overlay_brings_its_public_keys(built: Objects, tmp_path: Path) -> None:
+    """As docs/kubernetes.md says; what the pods then find is what the controller trusts."""
+    key = write_key(tmp_path / "made")
+    place = tmp_path / "mine"
+    place.mkdir()
+    public = Path(key["public_file"])
+    (place / public.name).write_bytes(public.read_bytes())
+    (place / "revoked.txt").write_text(f"{key['key_id']}  # a reason\n")
+    (place / "kustomization.yaml").write_text(f"""
+resources: [{os.path.relpath(MANIFESTS / "overlays" / "dev", place)}]
+configMapGenerator:
+- name: diffdefend-keys
+  namespace: diffdefend
+  behavior: merge
+  files: [{public.name}, revoked.txt]
+""")
+    command = kustomize()
+    assert command is not None
+    objects = _build(command, place)
+    made = _find(objects, "ConfigMap", "diffdefend-keys")
+    assert made["metadata"]["name"] != _find(built["dev"], "ConfigMap", "diffdefend-keys")["metadata"]["name"]
+    assert made["metadata"]["name"] in json.dumps(_find(objects, "CronJob", "diffdefend-scan-registry"))
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    for name, text in made["data"].items():
+        (mounted / name).write_text(text)
+    signing = SigningOptions(trusted_keys=str(mounted), revoked_keys=str(mounted / "revoked.txt"))
+    settings = load_settings().model_copy(update={"signing": signing})
+    assert list(attestation.trusted_keys(settings)) == [key["key_id"]]
+    assert attestation.revoked_keys(settings) == {key["key_id"]}
+
+
+def test_the_revocations_that_are_shipped_revoke_nothing() -> None:
+    signing = SigningOptions(revoked_keys=str(MANIFESTS / "base" / "revoked.txt"))
+    assert attestation.revoked_keys(load_settings().model_copy(update={"signing": signing})) == frozenset()
 
 
 def test_the_policy_is_the_shipped_one() -> None:

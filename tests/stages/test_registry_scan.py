@@ -29,7 +29,7 @@ NAMES = ("bad", "broken", "done", "fresh", "<b>x")
 class Decider:
     """Plays the gate: decides by the name of the model, signs, and is over at the second look."""
 
-    kind, interval = "played", 0.0
+    kind, lasting, interval = "played", False, 0.0
 
     def __init__(self, settings: Settings, signer: object) -> None:
         self._uri, self._signer = settings.tracking_uri, signer
@@ -57,6 +57,21 @@ class Decider:
 
     def stop(self, run: str) -> None:
         del self.looks[run]
+
+
+class Lasting(Decider):
+    """Plays a cluster: what a run came to can be asked at any time, by any controller."""
+
+    lasting = True
+
+    def __init__(self, settings: Settings, signer: object) -> None:
+        super().__init__(settings, signer)
+        self.ended: dict[str, str | None] = {}
+
+    def outcome(self, run: str) -> str | None:
+        if self.ended.get(run) is None:
+            self.ended[run] = super().outcome(run)
+        return self.ended[run]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +151,25 @@ def test_a_crash_in_the_middle_loses_and_repeats_nothing(world: tuple[Settings, 
     assert sorted(begun) == sorted(set(NAMES) - {"done"}), "each was run once, the broken one too"
     assert {row.model for row in summary.versions} == set(NAMES)
     assert by_name(summary)["broken"].status is Status.FAILED
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_runs_that_outlive_a_crash_are_looked_after_and_not_begun_again(
+    world: tuple[Settings, object], after: int
+) -> None:
+    cluster, told = Lasting(*world), []
+
+    def crash(row: ScanRow) -> None:
+        told.append(row.model)
+        if len(told) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan_registry(world[0], cluster, Request(jobs=2), said=crash)
+    registry.register_source(world[0].tracking_uri, "newest", "s3://models/newest", {registry.DIGEST_TAG: "unknown"})
+    summary, _ = scan_registry(world[0], cluster, Request(jobs=2))
+    assert sorted(job.name for job in cluster.begun) == sorted({*NAMES, "newest"} - {"done"}) and cluster.most == 2
+    assert by_name(summary)["broken"].reason == "its weights are no safetensors"
 
 
 @pytest.mark.parametrize(

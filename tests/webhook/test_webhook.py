@@ -29,7 +29,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 class Refuses:
     """A runner whose every run ends at once with an error."""
 
-    kind, interval = "played", 0.01
+    kind, lasting, interval = "played", False, 0.01
 
     def __init__(self) -> None:
         self.begun: list[Job] = []
