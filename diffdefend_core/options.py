@@ -88,7 +88,7 @@ class PurificationOptions:
     removal_batch: int = 40
     retention_batch: int = 40
     retention_weight: float = 8.0
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     own_samples: int = 512
     own_steps: int = 20
     checkpoint_steps: int = 100
