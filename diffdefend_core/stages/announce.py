@@ -23,6 +23,7 @@ from diffdefend_core.io.tracking import KEY_TAG
 from diffdefend_core.options import GateOptions
 
 PREFIX = "diffdefend."
+WITHDRAWN_TAG = f"{PREFIX}withdrawn"  # the name of a decision, and the aliases that it took from the version
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
@@ -140,15 +141,29 @@ def _mark_original(tracking_uri: str, case: Case, version: Version) -> list[str]
     """
     passes = case.decision.outcome is Outcome.PROMOTED and not case.model.pickles
     actions = []
-    for alias in () if passes else (case.options.champion, case.options.challenger):
-        if registry.drop_alias(tracking_uri, version.name, alias, version.number):
-            actions.append(f"The alias @{alias} was removed from version {version.number} of {version.name}.")
     if not passes:
+        actions += _withdraw(tracking_uri, case, version)
         registry.unmark(tracking_uri, *version, registry.ATTESTATION_TAG)
     outcome = Outcome.PROMOTED if passes else Outcome.QUARANTINED
     registry.mark(tracking_uri, *version, _tags(case, outcome, case.verdict.word, case.model.digest))
     actions.append(f"Version {version.number} of {version.name} is tagged {outcome.value}.")
     return actions
+
+
+def _withdraw(tracking_uri: str, case: Case, version: Version) -> list[str]:
+    """Take the gate's aliases from a version, and return a sentence on each.
+
+    A tag names them before the first one goes: a run that goes on after a kill would not know of them any more.
+    """
+    held = registry.aliases_of(tracking_uri, *version)
+    key, _, noted = registry.tags_of(tracking_uri, *version).get(WITHDRAWN_TAG, "").partition(" ")
+    taken = {*held, *(noted.split() if key == case.key else ())}
+    names = [alias for alias in (case.options.champion, case.options.challenger) if alias in taken]
+    if names:
+        registry.mark(tracking_uri, *version, {WITHDRAWN_TAG: " ".join((case.key, *names))})
+    for alias in names:
+        registry.drop_alias(tracking_uri, version.name, alias, version.number)
+    return [f"The alias @{alias} was removed from version {version.number} of {version.name}." for alias in names]
 
 
 def _register_passing(tracking_uri: str, case: Case) -> Version | None:

@@ -55,9 +55,10 @@ from diffdefend_core.stages.model import (
 STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 # a rescan draws from streams that no earlier scan of the model used
 RESCAN_SEED = 10_000
-# a shift breaks a law, and not only as any shift does, above this violation, or this parity and this multiple of that
-# of the control
-ORDINARY_VIOLATION, ORDINARY_PARITY, STANDING_OUT = 0.1, 0.03, 1.5
+# a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
+ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
+# a shift that fires has so many times the rows of one that only breaks a law
+FIRING_SHARE = 4
 # a repaired model may paint the picture of a found shift in this share of the cases
 STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
@@ -179,7 +180,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         found = _outstanding(task.trigger_uri)
         effects = Effects.of(suspect, found, settings)
-        shifts = [found[name] for name in effects.firing or found]
+        shifts = [shift for name, shift in found.items() for _ in range(FIRING_SHARE if name in effects.firing else 1)]
         shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         train = partial(
@@ -257,7 +258,7 @@ def _outstanding(uri: str, folder: str = "") -> dict[str, Tensor]:
 
 
 def _stands_out(item: TriggerCandidate) -> bool:
-    return item.violation > ORDINARY_VIOLATION or item.parity > max(STANDING_OUT * item.control, ORDINARY_PARITY)
+    return item.violation > ORDINARY_VIOLATION or item.parity > STANDING_OUT * item.control > 0
 
 
 def _scan(

@@ -266,6 +266,24 @@ def test_a_crash_before_the_end_leaves_no_champion_and_a_retry_mends_it(
     assert holder(settings, scan.name) == "1"
 
 
+def test_after_a_crash_the_report_still_names_the_alias_that_was_taken_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = existing(settings, champion="1")
+    scan = Scan(settings, Word.INCONCLUSIVE, version="1", name=name)
+
+    def fail(*_: object) -> None:
+        raise OSError("the power went off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(announce, "finish", fail)
+        with pytest.raises(OSError, match="power"):
+            scan.register()
+    assert holder(settings, name) is None
+    scan.register()
+    assert b"The alias @champion was removed from version 1" in folders.read_file(scan.gate_uri, "report.html")
+
+
 def test_a_name_brings_what_passes_into_another_registered_model(settings: Settings) -> None:
     name, production = existing(settings), next(NAMES)
     decision = Scan(settings, Word.CLEAN, version="1", name=name).register(name=production)
