@@ -112,7 +112,7 @@ def handler(log: StageLog) -> type[Any]:
             docker = _docker()
             stage = self.full_command[len(COMMAND)]
             arguments = dict(self.runner.container_run_args)
-            environment = for_stage(stage, {**arguments.pop("environment"), **self.env_vars})
+            environment = for_stage(stage, self.env_vars)  # kfp.local has put the runner's in
             mounts = _mounts(docker, stage, arguments.pop("mounts"))
             try:
                 with closing(docker.from_env()) as client:

@@ -41,11 +41,16 @@ def build(target: str) -> str:
     tag, arguments = f"{NAME}:{target}", {"BASE": BASE}
     if target == "gpu":
         arguments["TORCH_INDEX"] = TORCH_INDEX
-    for name in ("PIP_INDEX_URL",):
-        if os.environ.get(name):
-            arguments[name] = os.environ[name]
+    if os.environ.get("PIP_INDEX_URL"):
+        arguments["PIP_INDEX_URL"] = os.environ["PIP_INDEX_URL"]
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     run = docker("build", "--network=host", *given, "--target", target, "-t", tag,
                  "-f", str(ROOT / "docker" / "Dockerfile"), str(ROOT))  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     return tag
+
+
+def packages(image: str) -> set[str]:
+    """Return the names of the Python packages in an image."""
+    listed = in_container(image, "cat", "/opt/diffdefend/packages.txt").stdout
+    return {line.partition("==")[0].lower() for line in listed.splitlines()}

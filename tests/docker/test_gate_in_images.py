@@ -33,13 +33,14 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.s3]
 
 ROOT = Path(__file__).parents[2]
 USER = (os.getuid(), os.getgid()) if os.getuid() else (10001, 10001)
-ASK = "cat /proc/1/status; touch /opt/x 2>/dev/null || echo read-only; ls /proc/1/cwd >/dev/null"
+ASK = "cat /proc/1/status; touch /opt/x 2>/dev/null || echo read-only"
 SECRETS = {
     "MLFLOW_TRACKING_PASSWORD": {"load", "register"},
     "HF_TOKEN": {"load"},
     "DIFFDEFEND_KFP_TOKEN": set(),
     "DIFFDEFEND_SIGNING_KEY": {"register"},
 }
+DOCKER = ("--docker", "-o", "json")
 COMPUTING = {"invert-trigger", "detect", "purify", "evaluate"}
 CLEAN = ["load", "invert-trigger", "detect", "keep", "evaluate", "register"]
 BACKDOORED = ["load", "invert-trigger", "detect", "purify", "evaluate", "register"]

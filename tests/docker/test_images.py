@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from docker_images import docker, in_container
+from docker_images import docker, in_container, packages
 
 from diffdefend_core import __version__
 
@@ -37,9 +37,6 @@ def test_they_hold_the_command_labels_and_an_init(built: str) -> None:
 
 
 def test_each_holds_what_its_stages_need_and_no_more(cpu_image: str, gpu_image: str) -> None:
-    cpu, gpu = (
-        {line.partition("==")[0].lower() for line in in_container(image, "cat", "/opt/diffdefend/packages.txt").stdout.splitlines()}
-        for image in (cpu_image, gpu_image)
-    )  # fmt: skip
+    cpu, gpu = packages(cpu_image), packages(gpu_image)
     assert {"mlflow", "kfp", "minio"} <= cpu and "torch" not in cpu
     assert {"torch", "diffusers", "minio"} <= gpu and not {"mlflow", "kfp"} & gpu
