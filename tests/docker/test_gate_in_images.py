@@ -97,9 +97,16 @@ def watch(cpu_image: str, gpu_image: str) -> Iterator[Watch]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder of the user that containers run as."""
-    os.chown(tmp_path, *USER)
+    """A folder of the user that containers run as, and in it one for the registry."""
+    (tmp_path / "registry").mkdir()
+    owned(tmp_path)
     return tmp_path
+
+
+def owned(folder: Path) -> None:
+    """Give the folder and all that is in it to the user of the containers."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, *USER)
 
 
 def environment_of(server: S3Server, key: Path | None = None) -> dict[str, str]:
@@ -136,8 +143,7 @@ def put(folder: Path, uri: str) -> None:
 def registered(settings: Settings, source: str, name: str) -> str:
     """Register the model as a team would; return the `models:/` URI."""
     registry.register_source(settings.tracking_uri, name, source, {registry.DIGEST_TAG: "unknown"})
-    for path in Path(settings.tracking_uri.removeprefix("sqlite:///")).parent.rglob("*"):
-        os.chown(path, *USER)
+    owned(Path(settings.tracking_uri.removeprefix("sqlite:///")).parent)
     return f"models:/{name}/1"
 
 
@@ -162,10 +168,9 @@ def assert_least_privilege(watch: Watch, secrets: dict[str, set[str]]) -> None:
 def test_a_clean_model_in_a_folder_is_promoted_and_signed(
     watch: Watch, place: Path, pristine_model: Path, s3_environment: S3Server
 ) -> None:
-    model, calibration = (
-        shutil.copytree(pristine_model, place / "tiny"),
-        calibration_for(place / "calibration", "clean"),
-    )
+    model = shutil.copytree(pristine_model, place / "tiny")
+    owned(model)  # diffusers writes its weights for their owner alone
+    calibration = calibration_for(place / "calibration", "clean")
     key = write_key(place / "keys")
     settings = tiny_settings(
         place, calibration, store=f"s3://{s3_environment.bucket()}/store",
@@ -200,10 +205,8 @@ def test_a_backdoored_version_in_s3_is_repaired(
         **repairing_flags(place / "repairing", pristine_model),
     )  # fmt: skip
     put(pristine_model, f"s3://{bucket}/in/tiny/")
-    (place / "registry").mkdir()
     uri = registered(settings, f"s3://{bucket}/in/tiny/", "tiny")
     flags = [*flags_of(settings), "--set", 'gate.policy={"version": 1, "rules": []}', "--set", "detection.limit=0.1"]
-    os.chown(place / "registry", *USER)
     run = diffdefend(
         "run", uri, "--docker", "-o", "json", *flags, environment=environment_of(s3_environment), place=place
     )
@@ -225,8 +228,6 @@ def test_the_demo_models_go_through_the_images(
         update={"store": f"s3://{bucket}/store", "tracking_uri": f"sqlite:///{place}/registry/mlflow.db"}
     )
     put(ZOO / entry.folder, f"s3://{bucket}/models/{entry.folder}/")
-    (place / "registry").mkdir()
-    os.chown(place / "registry", *USER)
     uri = registered(settings, f"s3://{bucket}/models/{entry.folder}/", entry.name)
     flags = ["--store", settings.store, "--tracking-uri", settings.tracking_uri, "--device", "cpu"]
     for name in ("reference", "known_trigger"):
