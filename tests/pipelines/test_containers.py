@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp.local import docker_task_handler, task_dispatcher
 
 from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.errors import InputError
@@ -127,3 +128,15 @@ def test_the_hub_is_switched_on_in_containers_only_if_the_network_is_allowed(mon
     for allowed, word in ((False, "1"), (True, "0")):
         given = load_settings(store="s3://b/s", tracking_uri="http://mlflow", allow_network=allowed)
         assert of_containers(given)["HF_HUB_OFFLINE"] == word
+
+
+def test_kfp_still_has_the_handler_that_is_replaced() -> None:
+    """If this fails, read kfp/local/docker_task_handler.py of the new version before raising the pin."""
+    assert task_dispatcher.docker_task_handler is docker_task_handler
+    kept = docker_task_handler.DockerTaskHandler("image", ["python3"], "/root", object(), {"A": "b"})
+    assert (kept.image, kept.full_command, kept.env_vars) == ("image", ["python3"], {"A": "b"})
+    assert kept.get_volumes_to_mount()["/root"] == {"bind": "/root", "mode": "rw"}
+    _, environment = task_dispatcher._prepare_runner_and_env_vars(
+        containers.runner("s3://b/model/", settings_with()), {"A": "b"}
+    )
+    assert environment["A"] == "b" and environment["DIFFDEFEND_TRACKING_URI"] == "http://mlflow"
