@@ -125,7 +125,10 @@ def handler(log: StageLog) -> type[Any]:
                     finally:
                         container.remove(force=True, v=True)
             except (docker.errors.DockerException, OSError) as error:
-                log.error = f"the container of stage {stage} cannot be run: {' '.join(str(error).split())}"
+                log.error = (
+                    f"the container of stage {stage} cannot be run ({' '.join(str(error).split())}); expected a daemon "
+                    "on this machine that runs it; check DOCKER_HOST, DIFFDEFEND_DOCKER_NETWORK and the disk"
+                )
                 return status.Status.FAILURE
             log.ended(stage, code)
             return status.Status.SUCCESS if code == 0 else status.Status.FAILURE
