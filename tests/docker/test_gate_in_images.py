@@ -222,7 +222,7 @@ def test_a_backdoored_version_in_s3_is_repaired(
 def test_the_demo_models_go_through_the_images(
     watch: Watch, place: Path, s3_environment: S3Server, entry: Entry
 ) -> None:
-    """Half an hour of one core for both: the shipped settings, the real digits as reference, the true trigger."""
+    """Minutes for each: the shipped settings, the real digits as reference, the true trigger."""
     bucket = s3_environment.bucket()
     settings = settings_for(entry, place).model_copy(
         update={"store": f"s3://{bucket}/store", "tracking_uri": f"sqlite:///{place}/registry/mlflow.db"}
@@ -240,4 +240,4 @@ def test_the_demo_models_go_through_the_images(
     wanted = ("backdoored", "repaired") if entry.backdoor.exists() else ("clean", "promoted")
     assert (result["word"], result["outcome"]) == wanted
     assert_locked_down(watch, BACKDOORED if entry.backdoor.exists() else CLEAN)
-    assert "report.html" in folders.read_file(result["gate_uri"], "manifest.json").decode()
+    assert b"<html" in folders.read_file(result["gate_uri"], "report.html")
