@@ -65,7 +65,7 @@ hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 min
 	$(BIN)/python -m benchmarks.hostile
 
 # Needs a docker daemon (DOCKER_HOST) and, without a registry, an image under the name of the base: see
-# docs/kubernetes.md. Half an hour of one core, most of it for the two models of the demo.
+# docs/kubernetes.md. Long: the builds, and the two models of the demo.
 test-docker: $(STAMP) $(VENV)/.s3  ## Build the images and run the gate in them; skips without a docker daemon
 	$(BIN)/python -m pytest -m docker -rs tests/docker tests/pipelines
 
