@@ -64,7 +64,8 @@ fuzz: $(STAMP)  ## Load 20,000 damaged models and print what became of them; goe
 hostile: $(STAMP)  ## Load a corpus of hostile models and print the table (1 minute)
 	$(BIN)/python -m benchmarks.hostile
 
-# Needs a docker daemon (DOCKER_HOST) and, offline, an image under the name of the base; see docs/kubernetes.md.
+# Needs a docker daemon (DOCKER_HOST) and, without a registry, an image under the name of the base: see
+# docs/kubernetes.md. Long: the builds, and the two models of the demo.
 test-docker: $(STAMP) $(VENV)/.s3  ## Build the images and run the gate in them; skips without a docker daemon
 	$(BIN)/python -m pytest -m docker -rs tests/docker tests/pipelines
 

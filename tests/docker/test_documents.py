@@ -14,9 +14,17 @@ def test_the_dockerfile_needs_no_buildkit() -> None:
 
 
 def test_every_image_ends_as_a_numeric_user() -> None:
-    base, images = DOCKERFILE.split("AS base\n")[1].split("FROM base AS", 1)
-    assert re.search(r"^USER 10001:10001$", base, re.MULTILINE) and "USER" not in images
-    assert re.findall(r"FROM base AS (\w+)", "FROM base AS" + images) == ["mlflow", "worker", "cpu", "gpu"]
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    base = next(stage for stage in stages if stage.startswith("${BASE} AS base\n"))
+    images = [stage for stage in stages if stage.startswith("base AS ")]
+    assert re.search(r"^USER 10001:10001$", base, re.MULTILINE)
+    assert not any(re.search(r"^USER", stage, re.MULTILINE) for stage in images)
+    assert [stage.split()[2] for stage in images] == ["cpu", "gpu", "mlflow", "worker"]
+
+
+def test_a_builder_that_builds_all_stages_above_the_target_builds_no_torch_for_cpu() -> None:
+    above = DOCKERFILE.partition("FROM base AS cpu\n")[0]
+    assert "AS build-cpu" in above and "torch" not in above.partition("FROM")[2]
 
 
 def test_every_install_is_pinned() -> None:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Stands in for `python3 -m diffdefend_core` inside a container: writes a stage's outputs, computes nothing.
+# Stands in for `python3 -m diffdefend_core` inside a container: writes a stage's outputs, computes nothing. In the store
+# a file `fails` makes evaluate fail, `dies` makes it end without a word, `hangs` makes it wait.
 shift 2
 stage=$1
 shift
@@ -7,6 +8,7 @@ echo "log of $stage on $DIFFDEFEND_DEVICE" >&2
 while [ $# -gt 0 ]; do
   case "$1" in
     --source | --model | --trigger | --verdict | --candidate) before=$2 ;;
+    --store) store=${2#file://} ;;
     --uri-output) uri=$2 ;;
     --word-output) word=$2 ;;
     --outcome-output) outcome=$2 ;;
@@ -16,10 +18,18 @@ while [ $# -gt 0 ]; do
   shift
   [ $# -eq 0 ] || shift
 done
-if [ "$stage" = evaluate ] && [ -e "${before%%>*}/fails" ]; then
+model=${before%%>*}
+if [ "$stage" = load ]; then
+  [ -d "$model" ] || echo "load does not see the model" >&2
+elif [ -e "$model" ]; then
+  echo "$stage sees the model" >&2
+fi
+if [ "$stage" = evaluate ] && [ -e "$store/fails" ]; then
   echo "diffdefend: error: evaluate found x; expected y; do z" >&2
   exit 2
 fi
+[ "$stage" != evaluate ] || [ ! -e "$store/dies" ] || exit 137
+[ "$stage" != evaluate ] || [ ! -e "$store/hangs" ] || sleep 600
 write() {
   mkdir -p "$(dirname "$1")"
   echo -n "$2" > "$1"
