@@ -36,6 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffdefend_core.io.directory import UNFINISHED
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULTS = Path(__file__).parent / "results" / "kill_tests.json"
@@ -205,11 +207,14 @@ def in_process(work: Callable[[], None], moment: Callable[[], bool] | None = Non
 
 
 def contents(bench: Bench) -> dict[str, str]:
-    """Return the sha256 of every file of the finished folders, with the id of the MLflow run blotted out."""
+    """Return the sha256 of every file of the finished folders, with the id of the MLflow run blotted out.
+
+    What a killed writer leaves under its temporary name is no file of a folder: the store does not list it.
+    """
     found = {}
     for manifest in sorted((bench.place / "store").rglob("manifest.json")):
         for path in sorted(manifest.parent.rglob("*")):
-            if path.is_file():
+            if path.is_file() and not UNFINISHED.fullmatch(path.name):
                 name = path.relative_to(bench.place / "store").as_posix()
                 found[_anonymous(name)] = _digest(path)
     return found

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from diffdefend_core.errors import StoreError
 from diffdefend_core.io.store import CHUNK, MAX_ENTRIES, Entry, MissingObjectError
 
-_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
 class DirectoryStore:
@@ -63,7 +63,7 @@ class DirectoryStore:
             folders.sort()
             links = [name for name in folders if (base / name).is_symlink()]
             for name in sorted([*links, *files]):
-                if not _UNFINISHED.fullmatch(name):
+                if not UNFINISHED.fullmatch(name):
                     yield (base / name).relative_to(self.root).as_posix()
 
     def _path(self, key: str) -> Path:
