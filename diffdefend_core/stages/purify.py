@@ -57,8 +57,8 @@ STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
 RESCAN_SEED = 10_000
 # a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
-# a shift that fires has so many times the rows of one that only breaks a law
-FIRING_SHARE = 4
+# a shift that fires, or the best if none does, has so many times the rows of one that only breaks a law
+MAIN_SHARE = 4
 # a repaired model may paint the picture of a found shift in this share of the cases
 STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
@@ -180,7 +180,8 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         found = _outstanding(task.trigger_uri)
         effects = Effects.of(suspect, found, settings)
-        shifts = [shift for name, shift in found.items() for _ in range(FIRING_SHARE if name in effects.firing else 1)]
+        main = effects.firing or (_best(task.trigger_uri),)
+        shifts = [shift for name, shift in found.items() for _ in range(MAIN_SHARE if name in main else 1)]
         shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         train = partial(
@@ -255,6 +256,10 @@ def _outstanding(uri: str, folder: str = "") -> dict[str, Tensor]:
     triggers = read_triggers(uri, folder)
     names = [item.name for item in found.candidates if (item.name == found.best and not folder) or _stands_out(item)]
     return {name: triggers[name] for name in names}
+
+
+def _best(uri: str) -> str:
+    return read_record(InvertedTrigger, uri, "inverted_trigger").best
 
 
 def _stands_out(item: TriggerCandidate) -> bool:
