@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """Return the value with `digits` significant digits, a dash if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return ABSENT
-    text = f"{value:.{digits}g}"
+    text = f"{value:#.{digits}g}".rstrip(".")
     return f"{value:,.0f}" if "e" in text and 1.0 <= abs(value) < 1e9 else text
 
 

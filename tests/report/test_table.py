@@ -73,6 +73,7 @@ def test_names_are_neither_markup_nor_terminal_commands() -> None:
 
 
 def test_values_read_as_they_should() -> None:
+    assert (number(1.00001), number(100.2), number(12.0)) == ("1.00", "100", "12.0")
     assert (number(0.00123), number(61234.0), number(math.nan), number(None)) == ("0.00123", "61,234", ABSENT, ABSENT)
     assert (percent(0.0213), percent(None), score(-4.14), score(math.inf)) == ("2.1 %", ABSENT, "-4.1", ABSENT)
     assert (probability(1.0), probability(0.0), probability(0.5)) == ("> 99.9 %", "< 0.1 %", "50.0 %")
