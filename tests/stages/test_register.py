@@ -248,10 +248,8 @@ def test_the_scan_of_an_old_version_does_not_depose_a_newer_champion(settings: S
     assert holder(settings, name) == "3"
 
 
-def test_a_crash_before_the_end_leaves_no_champion_and_a_retry_mends_it(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scan = Scan(settings, Word.CLEAN)
+def crash(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the registration end before its last step."""
 
     def fail(*_: object) -> None:
         raise OSError("the power went off")
@@ -260,6 +258,13 @@ def test_a_crash_before_the_end_leaves_no_champion_and_a_retry_mends_it(
         broken.setattr(announce, "finish", fail)
         with pytest.raises(OSError, match="power"):
             scan.register()
+
+
+def test_a_crash_before_the_end_leaves_no_champion_and_a_retry_mends_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Scan(settings, Word.CLEAN)
+    crash(scan, monkeypatch)
     assert holder(settings, scan.name) is None
     assert tags(settings, scan.name, "1")["verdict"] == "clean"
     assert scan.register().aliases == ("champion",)
@@ -271,14 +276,7 @@ def test_after_a_crash_the_report_still_names_the_alias_that_was_taken_away(
 ) -> None:
     name = existing(settings, champion="1")
     scan = Scan(settings, Word.INCONCLUSIVE, version="1", name=name)
-
-    def fail(*_: object) -> None:
-        raise OSError("the power went off")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(announce, "finish", fail)
-        with pytest.raises(OSError, match="power"):
-            scan.register()
+    crash(scan, monkeypatch)
     assert holder(settings, name) is None
     scan.register()
     assert b"The alias @champion was removed from version 1" in folders.read_file(scan.gate_uri, "report.html")
