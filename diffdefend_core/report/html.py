@@ -11,7 +11,8 @@ from typing import Any
 from diffdefend_core.artifacts import Action, AttackRow, Metric, Outcome, Rule, RuleResult, Statistic, Word
 from diffdefend_core.report import charts, pictures
 from diffdefend_core.report.bundle import Array, ReportBundle
-from diffdefend_core.report.text import ABSENT, number, percent, printable, probability, score
+from diffdefend_core.report.pages import template
+from diffdefend_core.report.text import ABSENT, number, percent, probability, score
 
 ACCENTS = {Word.CLEAN: "#1d6f42", Word.BACKDOORED: "#a61b29", Word.INCONCLUSIVE: "#8a5a00"}
 WIDEST_Z = 10.0
@@ -65,17 +66,7 @@ class Figure:
 
 def render_html(bundle: ReportBundle) -> str:
     """Return the report. It also renders what was only scanned: candidate, scorecard and decision may be None."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("diffdefend_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    return environment.get_template("report.html.j2").render(_context(bundle))
+    return template("report.html.j2").render(_context(bundle))
 
 
 def _context(bundle: ReportBundle) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from importlib import resources
 from typing import Any
 
 from diffdefend_core.records import Record
-from diffdefend_core.report.text import ABSENT, printable
+from diffdefend_core.report.pages import template
+from diffdefend_core.report.text import ABSENT
 
 
 class Status(StrEnum):
@@ -100,19 +101,10 @@ def render_json(summary: ScanSummary) -> str:
 
 def render_html(summary: ScanSummary) -> str:
     """Return the summary as one HTML page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     script = resources.files("diffdefend_core.report").joinpath("templates", "registry.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("diffdefend_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    return environment.get_template("registry.html.j2").render(
+    return template("registry.html.j2").render(
         summary=summary,
         rows=sorted(summary.versions, key=_urgency),
         counts=summary.counts(),
