@@ -107,6 +107,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="3 rounds fit the 2 GB of Ceph in memory")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
+    absent = [name for name in given.servers or ["rclone", "ceph"] if name not in there]
+    if absent:
+        parser.error(f"no {' or '.join(absent)} on this machine; there are: {', '.join(there) or 'none'}")
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in given.servers:
         with tempfile.TemporaryDirectory(prefix="diffdefend-throughput-") as root:
