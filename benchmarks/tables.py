@@ -7,6 +7,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+FIRES = {True: "yes", False: "no, not scored", None: ""}
+
 
 def methods_table(methods: Mapping[str, Row]) -> str:
     """Return one line for each method: how well it tells the models apart, and what it costs.
@@ -47,7 +49,7 @@ def models_table(rows: Sequence[Row]) -> str:
                 row["model"],
                 row["family"],
                 row["attack"] or "",
-                {True: "yes", False: "no, not scored", None: ""}[row["fires"]],
+                FIRES[row["fires"]],
                 str(row["seed"]),
                 row.get("verdict", ""),
                 _number(row.get("probability"), 3),
@@ -61,6 +63,27 @@ def models_table(rows: Sequence[Row]) -> str:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def other_data_table(rows: Sequence[Row]) -> str:
+    """Return one line for each model and seed of other data than the zoo's."""
+    return _table(
+        ("model", "attack", "fires", "seed", "verdict", "probability", "score", "cosine", "evaluations"),
+        [
+            (
+                row["model"],
+                row["attack"] or "",
+                FIRES[row["fires"]],
+                str(row["seed"]),
+                row["word"],
+                _number(row["probability"], 3),
+                _number(row["score"], 1),
+                _number(row.get("cosine")),
+                _number(row["forward_equivalents"], 0),
+            )
+            for row in rows
+        ],
+    )
 
 
 def attacks_table(methods: Mapping[str, Row]) -> str:

@@ -118,13 +118,13 @@ class Training:
         return value.item()
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next step depends on, as tensors by name: a copy."""
+        """Return all that the next step depends on, as tensors by name: no copies, the next step changes them."""
         kept: dict[str, Tensor] = {"done": torch.tensor(self.done), "generator": self.generator.get_state()}
         for number, parameter in enumerate(self.parameters):
-            kept[f"weight/{number}"] = parameter.detach().clone()
+            kept[f"weight/{number}"] = parameter.detach()
             moments = self.optimiser.state[parameter]
-            kept |= {f"{name}/{number}": value.clone() for name, value in moments.items()}
-        return kept | {f"average/{number}": value.clone() for number, value in enumerate(self.average)}
+            kept |= {f"{name}/{number}": value for name, value in moments.items()}
+        return kept | {f"average/{number}": value for number, value in enumerate(self.average)}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Go on from a `state`. Raises UnfitStateError, and takes nothing of it, if it is not one of this training."""

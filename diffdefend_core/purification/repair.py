@@ -79,9 +79,9 @@ def repair(
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
-    `keep` is called with the whole state of the training every `checkpoint_steps` steps; a state handed back as
-    `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite, and
-    UnfitStateError before the first step if `resumed` is the state of another training.
+    `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step changes
+    its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises FloatingPointError at
+    a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state of another training.
     """
     losses = Losses(phi, samples, removals, options, reference)
     training = Training(

@@ -20,9 +20,10 @@ pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
 IMAGE = "diffdefend-stand-in:test"
 RUN = """
-import json, sys
+import json, signal, sys
 from diffdefend_core.config import load_settings
 from pipelines.local import run_gate
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 folder = sys.argv[1]
 registry = f"sqlite:///{folder}/registry/mlflow.db"
 settings = load_settings(store=f"file://{folder}/store", tracking_uri=registry, device="cpu")

@@ -116,11 +116,14 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights() -> None:
     options = PurificationOptions(steps=7, removal_batch=4, retention_batch=4, checkpoint_steps=3)
     kept: list[dict[str, Tensor]] = []
 
+    def keep(state: dict[str, Tensor]) -> None:
+        kept.append({name: tensor.clone() for name, tensor in state.items()})
+
     def run(resumed: dict[str, Tensor] | None) -> Repair:
         model = small_denoiser(LEVELS)
         return repair(
             model, model, [removal(TRIGGER)], SAMPLES, options, seed=0, progress=lambda done, total: None,
-            resumed=resumed, keep=kept.append,
+            resumed=resumed, keep=keep,
         )  # fmt: skip
 
     whole = run(None)
