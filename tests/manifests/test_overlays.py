@@ -219,10 +219,10 @@ def test_controllers_verify_by_public_keys_and_cannot_sign(built: Objects, overl
         (mount,) = [item for item in pod["containers"][0]["volumeMounts"] if item["name"] == volume["name"]]
         assert mount["readOnly"] and mount["mountPath"] == given["DIFFDEFEND_SIGNING__TRUSTED_KEYS"]
         assert given["DIFFDEFEND_SIGNING__REVOKED_KEYS"] == f"{mount['mountPath']}/revoked.txt"
-    assert controllers == (1 if overlay == "multi-user" else 2)
+    assert controllers == 2
 
 
-@pytest.mark.parametrize("overlay", ["prod"])
+@pytest.mark.parametrize("overlay", ["prod", "multi-user"])
 def test_the_nightly_scan_pushes_to_a_gateway_that_is_there_and_may_be_reached(built: Objects, overlay: str) -> None:
     objects = built[overlay]
     job = _find(objects, "CronJob", "diffdefend-scan-registry")
@@ -247,7 +247,7 @@ def test_the_nightly_scan_pushes_to_a_gateway_that_is_there_and_may_be_reached(b
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
-@pytest.mark.parametrize("overlay", ["prod"])
+@pytest.mark.parametrize("overlay", ["prod", "multi-user"])
 def test_every_alert_is_about_a_metric_that_exists(built: Objects, overlay: str) -> None:
     """A misspelt metric would never raise an alarm."""
     summary = ScanSummary(
@@ -262,6 +262,33 @@ def test_every_alert_is_about_a_metric_that_exists(built: Objects, overlay: str)
     named = {name for rule in rules for name in re.findall(r"diffdefend_\w+", rule["expr"])}
     assert len(named) >= 4 and named <= known
     assert {"UnscannedChampion", "NightlyScanMissing"} <= {rule["alert"] for rule in rules}
+
+
+def test_in_a_profile_no_proxy_outlives_the_scan_and_kfp_knows_both_controllers(built: Objects) -> None:
+    for item in built["multi-user"]:
+        spec = item.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if item["kind"] not in ("CronJob", "Deployment") or template is None:
+            continue
+        assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", item["metadata"]["name"]
+        pod = template["spec"]
+        if pod["serviceAccountName"] != "diffdefend-controller":
+            continue
+        (volume,) = [volume for volume in pod["volumes"] if "projected" in volume]
+        token = volume["projected"]["sources"][0]["serviceAccountToken"]
+        (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
+        assert f"{mount['mountPath']}/{token['path']}" == "/var/run/secrets/kubeflow/pipelines/token"
+        assert token["audience"] == "pipelines.kubeflow.org"
+
+
+def test_in_a_profile_only_pods_of_ours_are_limited_and_mlflow_reaches_the_webhook(built: Objects) -> None:
+    policies = [item for item in built["multi-user"] if item["kind"] == "NetworkPolicy"]
+    assert all("diffdefend" in json.dumps(item["spec"]["podSelector"]) or
+               item["spec"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "controller"}}
+               for item in policies)  # fmt: skip
+    (webhook,) = [item for item in policies if item["metadata"]["name"] == "webhook"]
+    (where,) = webhook["spec"]["ingress"][0]["from"]
+    assert where == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "mlflow"}}}
 
 
 def test_an_overlay_brings_its_public_keys(built: Objects, tmp_path: Path) -> None:
