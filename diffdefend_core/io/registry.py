@@ -153,8 +153,13 @@ def copied_from(source: str) -> tuple[str, str] | None:
 
 
 def find_version(tracking_uri: str, name: str, version: str) -> Listed | None:
-    """Return a version, None if it is not there. Raises RegistryError if the registry cannot tell."""
-    found = _find(connect(tracking_uri), tracking_uri, name, version)
+    """Return a version, None if it is not there or may not be read. Raises RegistryError at any other answer."""
+    try:
+        found = _find(connect(tracking_uri), tracking_uri, name, version)
+    except RegistryError as error:
+        if _code(error) == "PERMISSION_DENIED":
+            return None
+        raise
     return _listed(found) if found is not None else None
 
 
@@ -261,14 +266,12 @@ def drop_alias(tracking_uri: str, name: str, alias: str, version: str) -> bool:
 
 def aliases(tracking_uri: str, name: str) -> dict[str, str]:
     """Return the version that each alias of the model points at. Raises RegistryError if the model is not there."""
-    from mlflow.exceptions import MlflowException
-
     client = connect(tracking_uri)
     try:
         with translated(tracking_uri):
             held = client.get_registered_model(name).aliases
     except RegistryError as error:
-        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if _code(error) == "RESOURCE_DOES_NOT_EXIST":
             raise _not_there(tracking_uri, f"the model {name!r}") from error
         raise
     return {str(alias): str(version) for alias, version in held.items()}
@@ -282,15 +285,19 @@ def _version(client: MlflowClient, tracking_uri: str, name: str, version: str) -
 
 
 def _find(client: MlflowClient, tracking_uri: str, name: str, version: str) -> ModelVersion | None:
-    from mlflow.exceptions import MlflowException
-
     try:
         with translated(tracking_uri):
             return client.get_model_version(name, version)
     except RegistryError as error:
-        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if _code(error) == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+
+
+def _code(error: RegistryError) -> str | None:
+    """Return the word by which MLflow names what went wrong, None if it was not MLflow that said it."""
+    code = getattr(error.__cause__, "error_code", None)
+    return str(code) if code is not None else None
 
 
 def _listed(item: ModelVersion) -> Listed:

@@ -110,8 +110,8 @@ class Gatekeeper:
             signed = self._signed(*attestation.read_envelope(decision))
             return self._answer(source, target, target, resolved.source_uri, *signed)
         held = registry.version_of(self._tracking_uri, resolved.name, resolved.version)
-        speaker, *found_there = self._speaker(held)
-        return self._answer(source, target, speaker.uri, resolved.source_uri, *found_there)
+        speaker, statement, reasons = self._speaker(held)
+        return self._answer(source, target, speaker.uri, resolved.source_uri, statement, reasons)
 
     @property
     def policy_digest(self) -> str:
@@ -209,7 +209,7 @@ class Gatekeeper:
         from speaks. That one must be there and lie where the copy lies, else the name is another model's by now.
         """
         held, location = version, None
-        for _ in range(DEEPEST):
+        for _ in range(DEEPEST + 1):
             statement, reasons = self._signed(*attestation.read_tag(held.tags.get(registry.ATTESTATION_TAG, "")))
             origin = registry.copied_from(held.source)
             if origin is None or (statement is not None and statement.target == held.uri):
@@ -217,7 +217,7 @@ class Gatekeeper:
             location = location or registry.download_uri(self._tracking_uri, version.name, version.version)
             found = registry.find_version(self._tracking_uri, *origin)
             if found is None or registry.download_uri(self._tracking_uri, *origin) != location:
-                what = "is not there any more" if found is None else "is another model by now"
+                what = "is not there any more, or not to be read" if found is None else "is another model by now"
                 return version, None, [Reason("no-origin", f"it is a copy, and {held.source} {what}")]
             held = found
         return version, None, [Reason("no-origin", f"it is a copy of a copy, more than {DEEPEST} times")]
