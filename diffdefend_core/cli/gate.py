@@ -74,23 +74,26 @@ def audit(only: tuple[str, ...], output: str) -> int:
     return EXIT_PASS if all(row["state"] == "ok" for row in rows) else EXIT_FAIL
 
 
-@gate.command(epilog=_CODES.format(yes="the alias points at the version", no="it was not moved; each reason is a line"))
+@gate.command(epilog=_CODES.format(yes="the alias points at it", no="it was not moved; each reason is a line"))
 @click.argument("source", metavar="MODEL_URI")
 @click.option("--alias", required=True, metavar="ALIAS", help="The alias to move, such as champion.")
+@click.option("--to", metavar="NAME", help="Copy the version into this registered model; the alias is that one's.")
 @FORMAT
 @shared
-def promote(source: str, alias: str, output: str) -> int:
+def promote(source: str, alias: str, to: str | None, output: str) -> int:
     """Move an alias to a version whose decision holds: checked before the move, and again after it.
 
-    MODEL_URI is models:/name/version or models:/name@alias.
+    MODEL_URI is models:/name/version or models:/name@alias. With --to, MLflow copies the version first, once: for
+    teams with a registered model for each environment.
     """
     from diffdefend_core.stages.gatekeeper import Gatekeeper
 
-    answer, moved = Gatekeeper(current_settings()).promote(source, alias)
+    answer, moved = Gatekeeper(current_settings()).promote(source, alias, to=to)
     if output == "json":
         click.echo(json.dumps({"moved": moved, "alias": alias, **answer.to_dict()}, indent=2))
     elif moved:
-        click.echo(f"yes  @{alias} points at {answer.version}")
+        copied = f", a copy of {answer.origin}" if answer.origin is not None else ""
+        click.echo(f"yes  @{alias} points at {answer.version}{copied}")
     else:
         _print(answer)
     return EXIT_PASS if moved else EXIT_FAIL
@@ -186,7 +189,9 @@ def _show(checks: Sequence[Check], output: str) -> None:
 def _print(item: Check) -> None:
     from diffdefend_core.report.text import printable
 
-    name = item.source if item.version in (None, item.source) else f"{item.source} ({item.version})"
+    more = [item.version] if item.version not in (None, item.source) else []
+    more += [f"a copy of {item.origin}"] if item.origin is not None else []
+    name = f"{item.source} ({', '.join(map(str, more))})" if more else item.source
     if item.holds and item.predicate is not None:
         click.echo(printable(f"yes  {name}: the decision holds until {item.predicate.expires}"))
     for reason in item.reasons:

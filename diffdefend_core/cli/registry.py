@@ -22,6 +22,7 @@ from diffdefend_core.errors import InputError
 if TYPE_CHECKING:
     from diffdefend_core.report.registry_document import ScanRow, ScanSummary
     from diffdefend_core.stages.dispatch import Runner
+    from diffdefend_core.stages.scan_metrics import Sink
 
 SECRET_VARIABLE = "DIFFDEFEND_WEBHOOK_SECRET"
 _SHORTEST_SECRET = 16
@@ -57,14 +58,20 @@ def running(command: Command) -> Command:
 @click.option("--since", default="", metavar="WHEN", help="Only versions registered since: 7d, 2026-01-31, or a time.")
 @click.option("--dry-run", is_flag=True, help="Say what would be scanned, start nothing and write nothing.")
 @click.option("--report", type=WRITTEN, metavar="FILE", help="Also write the HTML page here.")
+@click.option(
+    "--metrics",
+    envvar="DIFFDEFEND_METRICS",
+    metavar="WHERE",
+    help="Send Prometheus metrics at the end: URL of a Pushgateway, or FILE.prom.",
+)
 @running
 @searching
 @sourcing
 @FORMAT
 @shared
 def scan_registry(
-    only: tuple[str, ...], since: str, dry_run: bool, report: Path | None, output: str, jobs: int, limit: int,
-    **where: Any,
+    only: tuple[str, ...], since: str, dry_run: bool, report: Path | None, metrics: str | None, output: str, jobs: int,
+    limit: int, **where: Any,
 ) -> int:  # fmt: skip
     """Let the gate decide on every version of the registry that has no valid signed decision.
 
@@ -73,12 +80,16 @@ def scan_registry(
     """
     from diffdefend_core.report.registry_document import render_html, render_json
     from diffdefend_core.stages import registry_scan as stage
+    from diffdefend_core.stages.gatekeeper import Gatekeeper
 
     settings = stage.gate_settings(current_settings(), give_aliases=where.pop("give_aliases"))
+    sink = _sink(metrics)
     request = stage.Request(only=only, since=since, jobs=jobs, limit=60.0 * limit, dry_run=dry_run)
     with current_progress(), _runner(settings, start=not dry_run, **where) as runner:
         _warn_without_keys(settings)
         summary, page = stage.scan_registry(settings, runner, request, said=_say)
+    if sink is not None:
+        sink.send(summary, lambda: Gatekeeper(settings).undecided(settings.gate.champion))
     if report is not None:
         _write(report, render_html(summary))
     if output == "json":
@@ -153,6 +164,15 @@ def _warn_without_keys(settings: Settings) -> None:
 
     if not attestation.trusted_keys(settings):
         _LOG.warning("no trusted key is configured (signing.trusted_keys): no decision stands, all is scanned again")
+
+
+def _sink(place: str | None) -> Sink | None:
+    """Return where metrics go, if anywhere: what cannot be shows before the scan, not after it."""
+    if not place:
+        return None
+    from diffdefend_core.stages.scan_metrics import Sink
+
+    return Sink(place)
 
 
 def _secret() -> str:

@@ -6,6 +6,8 @@ through MLflow and nothing is pickled: a version is a name, a source URI and tag
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,12 +38,21 @@ class Resolved:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A version as a listing shows it: `created` is the time of its registration in ms since 1970."""
+    """A version as the registry shows it: `created` is the time of its registration in ms since 1970.
+
+    `source` is what it was registered with, `models:/name/version` if it is a copy; no call of MLflow changes it.
+    """
 
     name: str
     version: str
     created: int
+    source: str
     tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """`models:/name/version`."""
+        return model_uri(self.name, self.version)
 
 
 def resolve(tracking_uri: str, uri: str) -> Resolved:
@@ -61,9 +72,8 @@ def resolve(tracking_uri: str, uri: str) -> Resolved:
     if version is None:
         raise _not_there(tracking_uri, f"the alias {alias!r} of the model {name!r}")
     found = _version(client, tracking_uri, name, version)
-    with translated(tracking_uri):
-        source = client.get_model_version_download_uri(name, str(found.version))
-    return Resolved(source_uri=str(source), name=name, version=str(found.version))
+    location = download_uri(tracking_uri, name, str(found.version))
+    return Resolved(source_uri=location, name=name, version=str(found.version))
 
 
 def model_uri(name: str, version: str) -> str:
@@ -71,13 +81,13 @@ def model_uri(name: str, version: str) -> str:
     return f"models:/{name}/{version}"
 
 
-def check_name(name: str) -> str:
-    """Return a name that a registered model can have. Raises InputError at any other."""
+def check_name(name: str, flag: str = "--name") -> str:
+    """Return a name that a registered model can have. Raises InputError at any other, which `flag` brought."""
     if not _NAME.fullmatch(name) or name in {".", ".."} or name != name.strip():
         raise InputError(
             f"{name[:80]!r} cannot be the name of a registered model",
             expected="1 to 256 characters without / : @ \\, quotes and control characters",
-            action="give another name (--name)",
+            action=f"give another name ({flag})",
         )
     return name
 
@@ -102,6 +112,60 @@ def register_source(tracking_uri: str, name: str, source_uri: str, tags: Mapping
         if first != made:
             client.delete_model_version(name, made)
     return first
+
+
+def download_uri(tracking_uri: str, name: str, version: str) -> str:
+    """Return where the bytes of a version lie; for a copy, where those of its source lay when it was made.
+
+    Raises RegistryError.
+    """
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        return str(client.get_model_version_download_uri(name, version))
+
+
+def copy_version(tracking_uri: str, name: str, version: str, to: str) -> tuple[str, bool]:
+    """Copy `models:/name/version` into the registered model `to`; return the new version, and whether it was made now.
+
+    This is MLflow's own copying: the source of the copy is `models:/name/version`, its location and tags are those of
+    the version at this moment, and no bytes move. A copy that is there already is taken as it is, unless the name was
+    deleted and registered anew since. Of two that copy at once, the one with the later version takes its own back.
+    Raises InputError, RegistryError.
+    """
+    check_name(to, "--to")
+    client = connect(tracking_uri)
+    with translated(tracking_uri):
+        held = _copy_in(client, name, version, to)
+        if held is not None:
+            return held, False
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints what it does; its errors are raised
+            made = str(client.copy_model_version(model_uri(name, version), to).version)
+        first = _copy_in(client, name, version, to) or made
+        if first != made:
+            client.delete_model_version(to, made)
+    return first, first == made
+
+
+def copied_from(source: str) -> tuple[str, str] | None:
+    """Return (name, version) of the version that a version with this source is a copy of, None if it is no copy."""
+    match = _MODEL_URI.fullmatch(source)
+    return (match["name"], match["version"]) if match is not None and match["version"] else None
+
+
+def find_version(tracking_uri: str, name: str, version: str) -> Listed | None:
+    """Return a version, None if it is not there or may not be read. Raises RegistryError at any other answer."""
+    try:
+        found = _find(connect(tracking_uri), tracking_uri, name, version)
+    except RegistryError as error:
+        if _code(error) == "PERMISSION_DENIED":
+            return None
+        raise
+    return _listed(found) if found is not None else None
+
+
+def version_of(tracking_uri: str, name: str, version: str) -> Listed:
+    """Return a version. Raises RegistryError if it is not there."""
+    return _listed(_version(connect(tracking_uri), tracking_uri, name, version))
 
 
 def tags_of(tracking_uri: str, name: str, version: str) -> dict[str, str]:
@@ -151,10 +215,7 @@ def all_versions(tracking_uri: str, *, page: int = 500) -> Iterator[Listed]:
         with translated(tracking_uri):
             found = client.search_model_versions(max_results=page, order_by=order, page_token=token)
         for item in found:
-            yield Listed(
-                name=str(item.name), version=str(item.version), created=int(item.creation_timestamp or 0),
-                tags=dict(item.tags),
-            )  # fmt: skip
+            yield _listed(item)
         token = found.token
         if not token:
             return
@@ -205,29 +266,57 @@ def drop_alias(tracking_uri: str, name: str, alias: str, version: str) -> bool:
 
 def aliases(tracking_uri: str, name: str) -> dict[str, str]:
     """Return the version that each alias of the model points at. Raises RegistryError if the model is not there."""
-    from mlflow.exceptions import MlflowException
-
     client = connect(tracking_uri)
     try:
         with translated(tracking_uri):
             held = client.get_registered_model(name).aliases
     except RegistryError as error:
-        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if _code(error) == "RESOURCE_DOES_NOT_EXIST":
             raise _not_there(tracking_uri, f"the model {name!r}") from error
         raise
     return {str(alias): str(version) for alias, version in held.items()}
 
 
 def _version(client: MlflowClient, tracking_uri: str, name: str, version: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
+    found = _find(client, tracking_uri, name, version)
+    if found is None:
+        raise _not_there(tracking_uri, f"version {version} of the model {name!r}")
+    return found
 
+
+def _find(client: MlflowClient, tracking_uri: str, name: str, version: str) -> ModelVersion | None:
     try:
         with translated(tracking_uri):
             return client.get_model_version(name, version)
     except RegistryError as error:
-        if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise _not_there(tracking_uri, f"version {version} of the model {name!r}") from error
+        if _code(error) == "RESOURCE_DOES_NOT_EXIST":
+            return None
         raise
+
+
+def _code(error: RegistryError) -> str | None:
+    """Return the word by which MLflow names what went wrong, None if it was not MLflow that said it."""
+    code = getattr(error.__cause__, "error_code", None)
+    return str(code) if code is not None else None
+
+
+def _listed(item: ModelVersion) -> Listed:
+    return Listed(
+        name=str(item.name), version=str(item.version), created=int(item.creation_timestamp or 0),
+        source=str(item.source), tags=dict(item.tags),
+    )  # fmt: skip
+
+
+def _copy_in(client: MlflowClient, name: str, version: str, to: str) -> str | None:
+    """Return the lowest version of `to` that is a copy of this one and lies where it lies, None if there is none."""
+    location = client.get_model_version_download_uri(name, version)
+    numbers = [
+        int(held.version)
+        for held in _versions(client, to)
+        if str(held.source) == model_uri(name, version)
+        and client.get_model_version_download_uri(to, str(held.version)) == location
+    ]
+    return str(min(numbers)) if numbers else None
 
 
 def _first_of(client: MlflowClient, name: str, source_uri: str, digest: str | None) -> str | None:

@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -81,15 +81,15 @@ class Surveyor:
         self.policy_digest = self._gatekeeper.policy_digest
         self.trusts = self._gatekeeper.trusts
 
-    def skipped(self, job: Job, tags: Mapping[str, str], aliases: tuple[str, ...] = ()) -> ScanRow | None:
-        """Return the row of a version whose decision stands, else None."""
-        return self._decided(job, tags, Status.SKIPPED, aliases)
+    def skipped(self, version: registry.Listed, aliases: tuple[str, ...] = ()) -> ScanRow | None:
+        """Return the row of a version whose decision stands, else None. Raises RegistryError."""
+        return self._decided(version, Status.SKIPPED, aliases)
 
-    def row(self, job: Job, tags: Mapping[str, str], aliases: tuple[str, ...]) -> ScanRow:
-        """Return the row of a version that is to be scanned, with the reason why."""
-        _, reasons = self._gatekeeper.recorded(job.uri, tags)
+    def row(self, version: registry.Listed, aliases: tuple[str, ...]) -> ScanRow:
+        """Return the row of a version that is to be scanned, with the reason why. Raises RegistryError."""
+        _, reasons = self._gatekeeper.recorded(version)
         why = "; ".join(reason.text for reason in reasons)
-        return ScanRow(model=job.name, version=job.version, status=Status.WAITING, reason=why, aliases=aliases)
+        return ScanRow(model=version.name, version=version.version, status=Status.WAITING, reason=why, aliases=aliases)
 
     def ended(self, ended: Ended, aliases: tuple[str, ...] = ()) -> ScanRow:
         """Return the row of a run that is over, by what the registry says after it."""
@@ -100,36 +100,37 @@ class Surveyor:
         if ended.error is not None:
             return dataclasses.replace(blank, reason=ended.error)
         try:
-            tags = registry.tags_of(self._uri, ended.job.name, ended.job.version)
+            held = registry.version_of(self._uri, ended.job.name, ended.job.version)
             aliases = registry.aliases_of(self._uri, ended.job.name, ended.job.version)  # the run may have taken some
+            told = self._decided(held, Status.SCANNED, aliases) or self._unsigned(held, aliases)
         except DiffDefendError as error:
             return dataclasses.replace(blank, reason=str(error))
-        told = self._decided(ended.job, tags, Status.SCANNED, aliases) or self._unsigned(ended.job, tags, aliases)
         if told is None:
             return dataclasses.replace(blank, reason="the run ended, but the version carries no decision")
         return dataclasses.replace(told, seconds=blank.seconds, run=blank.run)
 
-    def _decided(self, job: Job, tags: Mapping[str, str], status: Status, aliases: tuple[str, ...]) -> ScanRow | None:
-        predicate, _ = self._gatekeeper.recorded(job.uri, tags)
+    def _decided(self, version: registry.Listed, status: Status, aliases: tuple[str, ...]) -> ScanRow | None:
+        predicate, _ = self._gatekeeper.recorded(version)
         if predicate is None:
             return None
         failure = failed(predicate)
         return ScanRow(
-            model=job.name, version=job.version, status=status, verdict=predicate.verdict.value,
+            model=version.name, version=version.version, status=status, verdict=predicate.verdict.value,
             outcome=predicate.outcome.value, passed=failure is None, aliases=aliases,
             reason=failure.text if failure is not None else f"the decision holds until {predicate.expires}",
-            report=tags.get(f"{PREFIX}report", ""),
+            report=version.tags.get(f"{PREFIX}report", ""),
         )  # fmt: skip
 
-    def _unsigned(self, job: Job, tags: Mapping[str, str], aliases: tuple[str, ...]) -> ScanRow | None:
+    def _unsigned(self, version: registry.Listed, aliases: tuple[str, ...]) -> ScanRow | None:
         """Return what the tags claim after a run of ours whose signature is absent or not trusted here."""
+        tags = version.tags
         verdict, outcome = tags.get(f"{PREFIX}verdict", ""), tags.get(f"{PREFIX}outcome", "")
         known = verdict in set(Word) and outcome in set(Outcome)
         if not known or tags.get(f"{PREFIX}policy_digest") != self.policy_digest:
             return None
-        _, reasons = self._gatekeeper.recorded(job.uri, tags)
+        _, reasons = self._gatekeeper.recorded(version)
         return ScanRow(
-            model=job.name, version=job.version, status=Status.SCANNED, verdict=verdict, outcome=outcome,
+            model=version.name, version=version.version, status=Status.SCANNED, verdict=verdict, outcome=outcome,
             passed=outcome != Outcome.QUARANTINED.value and verdict == Word.CLEAN.value, aliases=aliases,
             reason="no signed decision stands, the next scan repeats it: " + "; ".join(item.text for item in reasons),
             report=tags.get(f"{PREFIX}report", ""),
@@ -200,11 +201,11 @@ def _look_through(tracking_uri: str, surveyor: Surveyor, request: Request, now: 
         if item.created < since:
             continue
         job, held = Job(name=item.name, version=item.version), aliases.get((item.name, item.version), ())
-        decided = surveyor.skipped(job, item.tags, held)
+        decided = surveyor.skipped(item, held)
         if decided is not None:
             skipped[job] = decided
         else:
-            waiting[job] = item.created, surveyor.row(job, item.tags, held)
+            waiting[job] = item.created, surveyor.row(item, held)
     # What an alias points at is in use; then the newest first.
     ordered = sorted(waiting.values(), key=lambda entry: (not entry[1].aliases, -entry[0]))
     return _Survey(listed=listed, skipped=tuple(skipped.values()), waiting=tuple(row for _, row in ordered))

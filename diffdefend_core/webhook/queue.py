@@ -88,7 +88,7 @@ class WorkQueue:
 
     def _look_at(self, job: Job) -> None:
         try:
-            skipped = self._surveyor.skipped(job, registry.tags_of(self._uri, job.name, job.version))
+            skipped = self._surveyor.skipped(registry.version_of(self._uri, job.name, job.version))
         except DiffDefendError as error:
             self._ended(Ended(job=job, run="", seconds=0.0, error=str(error)))
             return

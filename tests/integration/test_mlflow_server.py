@@ -95,6 +95,32 @@ def test_the_gate_writes_and_the_account_of_the_scan_only_reads(gate: str, monke
     assert registry.tags_of(gate, "prod", version) == TAGS
 
 
+def test_a_copy_over_http_names_its_origin_and_keeps_its_place(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `gate promote --to` rests on; the account of the scan may not copy into production."""
+    from mlflow.server import get_app_client
+
+    version = registry.register_source(gate, "dev-digits", "s3://bucket/digits/", TAGS)
+    assert registry.copy_version(gate, "dev-digits", version, "prod-digits") == ("1", True)
+    assert registry.copy_version(gate, "dev-digits", version, "prod-digits") == ("1", False)
+    held = registry.version_of(gate, "prod-digits", "1")
+    assert (held.source, held.tags) == (f"models:/dev-digits/{version}", TAGS)
+    assert registry.download_uri(gate, "prod-digits", "1") == "s3://bucket/digits/"
+    assert registry.find_version(gate, "prod-digits", "7") is None
+    other = registry.register_source(gate, "dev-digits", "s3://bucket/other/", TAGS)
+    accounts = get_app_client("basic-auth", tracking_uri=gate)
+    accounts.create_user("copier", READERS_WORD)
+    accounts.create_user("stranger", READERS_WORD)
+    accounts.grant_user_permission("stranger", "registered_model", "dev-digits", "DENY")
+    _sign_in(monkeypatch, "copier", READERS_WORD)
+    with pytest.raises(RegistryError):
+        registry.copy_version(gate, "dev-digits", other, "prod-digits")
+    _sign_in(monkeypatch, "stranger", READERS_WORD)
+    assert registry.version_of(gate, "prod-digits", "1").source == f"models:/dev-digits/{version}"
+    assert registry.find_version(gate, "dev-digits", version) is None, "one unreadable origin stops no audit"
+    with pytest.raises(RegistryError):
+        registry.version_of(gate, "dev-digits", version)
+
+
 def test_a_wrong_password_is_one_line_that_does_not_tell_it(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _sign_in(monkeypatch, ADMIN, "canary-that-is-wrong")
     with pytest.raises(RegistryError) as caught:

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from diffdefend_core.cli.registry import scan_registry, serve_webhook
 from diffdefend_core.config import Settings, load_settings, merge_flags, parse_assignment
 from diffdefend_core.options import SigningOptions
+from diffdefend_core.report.registry_document import ScanSummary
 from diffdefend_core.stages import attestation
 from diffdefend_core.stages.keys import write_key
+from diffdefend_core.stages.scan_metrics import Sink, measured
+from diffdefend_core.webhook.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -215,7 +219,76 @@ def test_controllers_verify_by_public_keys_and_cannot_sign(built: Objects, overl
         (mount,) = [item for item in pod["containers"][0]["volumeMounts"] if item["name"] == volume["name"]]
         assert mount["readOnly"] and mount["mountPath"] == given["DIFFDEFEND_SIGNING__TRUSTED_KEYS"]
         assert given["DIFFDEFEND_SIGNING__REVOKED_KEYS"] == f"{mount['mountPath']}/revoked.txt"
-    assert controllers == (1 if overlay == "multi-user" else 2)
+    assert controllers == 2
+
+
+@pytest.mark.parametrize("overlay", ["prod", "multi-user"])
+def test_the_nightly_scan_pushes_to_a_gateway_that_is_there_and_may_be_reached(built: Objects, overlay: str) -> None:
+    objects = built[overlay]
+    job = _find(objects, "CronJob", "diffdefend-scan-registry")
+    (pod,) = [pod for name, pod in _workloads(objects) if name == "diffdefend-scan-registry"]
+    given = {item["name"]: item.get("value", "") for item in pod["containers"][0]["env"]}
+    Sink(given["DIFFDEFEND_METRICS"])
+    match = re.fullmatch(r"http://([\w-]+):(\d+)", given["DIFFDEFEND_METRICS"])
+    assert match is not None, "a name of the same namespace, which an overlay may change"
+    service, gateway = _find(objects, "Service", match[1]), _find(objects, "Deployment", match[1])
+    assert service["metadata"]["namespace"] == job["metadata"]["namespace"] == gateway["metadata"]["namespace"]
+    assert service["spec"]["ports"][0]["port"] == int(match[2])
+    labels = gateway["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    scan = job["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    inward, outward = (_find(objects, "NetworkPolicy", name)["spec"] for name in ("pushgateway", "scan-to-pushgateway"))
+    assert inward["podSelector"]["matchLabels"].items() <= labels.items()
+    assert inward["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() <= scan.items()
+    assert outward["podSelector"]["matchLabels"].items() <= scan.items()
+    assert outward["egress"][0]["to"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert {rule["ports"][0]["port"] for rule in inward["ingress"] + outward["egress"]} == {int(match[2])}
+    (monitor,) = [item for item in objects if item["kind"] == "ServiceMonitor" and match[1] in item["metadata"]["name"]]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("overlay", ["prod", "multi-user"])
+def test_every_alert_is_about_a_metric_that_exists(built: Objects, overlay: str) -> None:
+    """A misspelt metric would never raise an alarm."""
+    summary = ScanSummary(
+        code_version="", scan="", registry="", runner="", policy_digest="", config_digest="", only=(), since="",
+        dry_run=False, resumed=False, started="", seconds=0.0, listed=0, versions=(),
+    )  # fmt: skip
+    metrics = Metrics()
+    metrics.watch(lambda: 0)
+    shown = metrics.text().decode() + generate_latest(measured(summary, 0.0, 0.0)).decode()
+    known = {line.split("{")[0].split()[0] for line in shown.splitlines() if not line.startswith("#")}
+    rules = _find(built[overlay], "PrometheusRule", "diffdefend")["spec"]["groups"][0]["rules"]
+    named = {name for rule in rules for name in re.findall(r"diffdefend_\w+", rule["expr"])}
+    assert len(named) >= 4 and named <= known
+    assert {"UnscannedChampion", "NightlyScanMissing"} <= {rule["alert"] for rule in rules}
+
+
+def test_in_a_profile_no_proxy_outlives_the_scan_and_kfp_knows_both_controllers(built: Objects) -> None:
+    for item in built["multi-user"]:
+        spec = item.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if item["kind"] not in ("CronJob", "Deployment") or template is None:
+            continue
+        assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", item["metadata"]["name"]
+        pod = template["spec"]
+        if pod["serviceAccountName"] != "diffdefend-controller":
+            continue
+        (volume,) = [volume for volume in pod["volumes"] if "projected" in volume]
+        token = volume["projected"]["sources"][0]["serviceAccountToken"]
+        (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
+        assert f"{mount['mountPath']}/{token['path']}" == "/var/run/secrets/kubeflow/pipelines/token"
+        assert token["audience"] == "pipelines.kubeflow.org"
+
+
+def test_in_a_profile_only_pods_of_ours_are_limited_and_mlflow_reaches_the_webhook(built: Objects) -> None:
+    policies = [item for item in built["multi-user"] if item["kind"] == "NetworkPolicy"]
+    assert all("diffdefend" in json.dumps(item["spec"]["podSelector"]) or
+               item["spec"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "controller"}}
+               for item in policies)  # fmt: skip
+    (webhook,) = [item for item in policies if item["metadata"]["name"] == "webhook"]
+    (where,) = webhook["spec"]["ingress"][0]["from"]
+    assert where == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "mlflow"}}}
 
 
 def test_an_overlay_brings_its_public_keys(built: Objects, tmp_path: Path) -> None:
