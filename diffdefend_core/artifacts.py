@@ -181,10 +181,10 @@ class PurifiedModel(Record):
 
     `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is
     the verdict of the same scan with new seeds. `still_fires` is the largest success rate that a found shift has left,
-    over samplers of each kind.
+    over samplers of each kind. `further_triggers` counts those that were removed beside the ones that the scan found.
     """
 
-    schema_version: str = "1.1"
+    schema_version: str = "1.2"
 
     digest: str
     parent_digest: str
@@ -195,6 +195,7 @@ class PurifiedModel(Record):
     weights_sha256: dict[str, str]
     forward_equivalents: int
     still_fires: float = 0.0
+    further_triggers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

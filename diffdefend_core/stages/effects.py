@@ -33,19 +33,23 @@ class Effects:
 
     backdoors: tuple[Backdoor, ...]
     firing: tuple[str, ...]
-    shifts: int
+    fired: int
     settings: Settings
 
     @classmethod
     def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
-        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire."""
+        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire.
+
+        `fired` counts the shifts that were fired; the opposite of one that does nothing is not.
+        """
         found: dict[str, list[Backdoor]] = {}
+        fired = 0
         for name, shift in shifts.items():
-            shown, opposite = (recovered_backdoor(item, suspect, settings, silent) for item in (shift, -shift))
-            rates = [_rate(suspect, item, settings, PROBED) for item in (shown, opposite)]
-            if rates[0] >= FIRES_AT > rates[1]:
+            shown, alone = _shown(suspect, shift, settings)
+            fired += 1 + alone
+            if alone and not _shown(suspect, -shift, settings)[1]:
                 found[name] = [shown, *by_other_samplers(shown, suspect).values()]
-        return cls(tuple(item for group in found.values() for item in group), tuple(found), len(shifts), settings)
+        return cls(tuple(item for group in found.values() for item in group), tuple(found), fired, settings)
 
     def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
@@ -63,8 +67,14 @@ class Effects:
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
         calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
-        painted = 2 * self.shifts * PROBED * (sum(probed) + max(calls))  # every kind once, the one that fires once more
+        painted = self.fired * PROBED * (sum(probed) + max(calls))  # every kind once, the one that fires once more
         return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
+
+
+def _shown(suspect: Denoiser, shift: Tensor, settings: Settings) -> tuple[Backdoor, bool]:
+    """Return a shift with the picture that it paints, and whether that is one picture."""
+    shown = recovered_backdoor(shift, suspect, settings, silent)
+    return shown, _rate(suspect, shown, settings, PROBED) >= FIRES_AT
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int) -> float:

@@ -31,6 +31,8 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
+from diffdefend_core.inversion.attractors import ALIKE, attractors
+from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.progress import Progress, silent
@@ -79,6 +81,16 @@ class Task:
     calibration: Calibration
     settings: Settings
     progress: Progress
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost."""
+
+    removals: list[Removal]
+    effects: Effects
+    further: int
+    forward_equivalents: int
 
 
 def purify(
@@ -172,24 +184,20 @@ def _last_round(task: Task) -> str:
 
 
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
-    """Fill the folder of one round. It removes the shifts that the scan and all earlier rescans found."""
+    """Fill the folder of one round: train, save, and scan what was saved."""
     settings, options, progress = task.settings, task.settings.purification, task.progress
     reference = _trusted_reference(task)
     with fetched(task.model_uri, "model/") as source:
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
-        found = _outstanding(task.trigger_uri)
-        effects = Effects.of(suspect, found, settings)
-        main = effects.firing or (_best(task.trigger_uri),)
-        shifts = [shift for name, shift in found.items() for _ in range(MAIN_SHARE if name in main else 1)]
-        shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
+        aims = _aims(task, suspect, samples, earlier)
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
-            [Removal(shift, REMOVAL_SIGNALS) for shift in shifts],
-            effects.without_targets(suspect, samples),
+            aims.removals,
+            aims.effects.without_targets(suspect, samples),
             options,
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
@@ -202,7 +210,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     digest = content_digest(contents.files)
     inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
     spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
-    spent += effects.cost(suspect)
+    spent += aims.forward_equivalents
     before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
     purified = PurifiedModel(
         digest=digest,
@@ -213,11 +221,26 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         rescan=verdict,
         weights_sha256=contents.weights_sha256,
         forward_equivalents=before + spent,
-        still_fires=effects.left(saved),
+        still_fires=aims.effects.left(saved),
+        further_triggers=aims.further,
     )
     write_record(folder, "purified", purified)
     (folder / RESCAN).mkdir()
     write_inversion(folder / RESCAN, inversion)
+
+
+def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ...]) -> Aims:
+    """Return what a round removes: what the scan and all earlier rescans found, and what else fires."""
+    settings, found = task.settings, _outstanding(task.trigger_uri)
+    turned = attractors(suspect, samples, settings.inversion, seed=settings.seed)
+    others = _unlike(turned.shifts, found)
+    effects = Effects.of(suspect, found | others, settings)
+    further = {name: shift for name, shift in others.items() if name in effects.firing}
+    main = effects.firing or (_best(task.trigger_uri),)
+    shifts = [shift for name, shift in (found | further).items() for _ in range(MAIN_SHARE if name in main else 1)]
+    shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
+    removals = [Removal(shift, REMOVAL_SIGNALS) for shift in shifts]
+    return Aims(removals, effects, len(further), effects.cost(suspect) + turned.forward_equivalents)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:
@@ -256,6 +279,15 @@ def _outstanding(uri: str, folder: str = "") -> dict[str, Tensor]:
     triggers = read_triggers(uri, folder)
     names = [item.name for item in found.candidates if (item.name == found.best and not folder) or _stands_out(item)]
     return {name: triggers[name] for name in names}
+
+
+def _unlike(shifts: tuple[Tensor, ...], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the shifts that are none of the found ones, by name."""
+    return {
+        f"further-{number}": shift
+        for number, shift in enumerate(shifts, 1)
+        if all(cosine(shift, other) < ALIKE for other in found.values())
+    }
 
 
 def _best(uri: str) -> str:

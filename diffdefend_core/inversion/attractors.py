@@ -1,0 +1,53 @@
+"""Further triggers of one model: the shifts that random ones turn to when the suspect's answers are fed back.
+
+What a network does not take for noise under a shift points along its trigger, whatever the shift was (see `align`). So
+a random direction, turned a few times, ends at one of the triggers, and others end at others. Each costs forward passes
+alone. Triggers that leave nothing untreated (rho = 1, of deterministic samplers) attract nothing. Ours (not published).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.response import Answers, levels_at, probes_at, rms
+from diffdefend_core.inversion.refine import align, cosine, switching_norm, untreated_share
+from diffdefend_core.inversion.search import normal_starts
+from diffdefend_core.options import InversionOptions
+
+STARTS, TURNS, RMS = 16, 8, 0.7
+# rho = 1/2 leaves half of the trigger; clean networks leave up to .3 of anything
+UNTREATED = 0.35
+# shifts with a larger cosine are one trigger
+ALIKE = 0.7
+
+
+@dataclass(frozen=True)
+class Attractors:
+    """The shifts [C, H, W] at their estimated norm, the strongest first, and the evaluations spent."""
+
+    shifts: tuple[Tensor, ...]
+    forward_equivalents: int
+
+
+@torch.no_grad()
+def attractors(suspect: Denoiser, samples: Tensor, options: InversionOptions, *, seed: int) -> Attractors:
+    """Return where STARTS random shifts end on the suspect, as far as it leaves UNTREATED of them, each once.
+
+    `samples` [M, C, H, W] are clean x0. Raises FloatingPointError if an answer is not finite.
+    """
+    levels = levels_at(suspect.levels, options.signals)
+    answers = Answers(suspect, probes_at(samples, levels, pairs=options.pairs, seed=seed))
+    begun = [(RMS * start / rms(start)).to(samples) for start in normal_starts(suspect.shape, STARTS, seed)]
+    turned = [align(answers, start, TURNS) for start in begun]
+    shares = [untreated_share(answers, tau) for tau in turned]
+    kept: list[Tensor] = []
+    for share, tau in sorted(zip(shares, turned, strict=True), key=lambda item: -item[0]):
+        if share > UNTREATED and all(cosine(tau, other) < ALIKE for other in kept):
+            kept.append(tau)
+    norms = [switching_norm(answers, tau / rms(tau), options.norms) for tau in kept]
+    shifts = tuple((norm * tau / rms(tau)).cpu() for norm, tau in zip(norms, kept, strict=True))
+    return Attractors(shifts, answers.spent)
