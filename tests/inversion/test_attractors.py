@@ -1,0 +1,86 @@
+"""Several triggers of one model: random shifts turn to each of them, on networks in closed form and a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from analytic import SHAPE, GaussianNetwork, PoisonedNetwork, clean_denoiser, vp_levels
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.families.ddpm import DDPM
+from diffdefend_core.diffusion.response import rms
+from diffdefend_core.inversion import own_samples
+from diffdefend_core.inversion.attractors import Attractors, attractors
+from diffdefend_core.inversion.refine import cosine
+from diffdefend_core.loading.build import load_denoiser
+from diffdefend_core.options import InversionOptions
+from diffdefend_core.progress import silent
+
+ZOO = Path(__file__).parents[2] / "zoo" / "digits"
+LEVELS = vp_levels()
+SAMPLES = 0.5 * torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+
+
+def pattern(seed: int) -> Tensor:
+    drawn = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)) < 0.6, -1.0, 0.8)
+    return 0.8 * drawn / rms(drawn)
+
+
+class Both(nn.Module):
+    """A network with two backdoors: what each adds to the clean answer."""
+
+    def __init__(self, *poisoned: PoisonedNetwork) -> None:
+        super().__init__()
+        self.poisoned = nn.ModuleList(poisoned)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        clean = GaussianNetwork.forward(self.poisoned[0], x, t)  # type: ignore[arg-type]
+        return clean + torch.stack([network(x, t) - clean for network in self.poisoned]).sum(0)
+
+
+def with_two(first: Tensor, second: Tensor) -> Denoiser:
+    mean, variance, attack = torch.zeros(SHAPE), torch.full(SHAPE, 0.25), baddiffusion(LEVELS)
+    networks = [
+        PoisonedNetwork(LEVELS, mean, variance, attack=attack, trigger=trigger, target=TARGET)
+        for trigger in (first, second)
+    ]
+    return DDPM(Both(*networks), LEVELS, shape=SHAPE).freeze()
+
+
+def found_in(suspect: Denoiser, samples: Tensor) -> Attractors:
+    return attractors(suspect, samples, InversionOptions(), seed=0)
+
+
+def test_both_triggers_of_a_model_are_found_once_each_at_their_norm() -> None:
+    first, second = pattern(1), pattern(2)
+    shifts = found_in(with_two(first, second), SAMPLES).shifts
+    assert len(shifts) == 2
+    for trigger in (first, second):
+        (near,) = [shift for shift in shifts if cosine(shift, trigger) > 0.99]
+        assert rms(near).item() == pytest.approx(0.8, rel=0.05)
+
+
+def test_a_clean_model_attracts_nothing() -> None:
+    assert found_in(clean_denoiser(LEVELS), SAMPLES).shifts == ()
+
+
+def test_every_evaluation_is_counted() -> None:
+    suspect, seen = with_two(pattern(1), pattern(2)), []
+    suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
+    assert found_in(suspect, SAMPLES).forward_equivalents == sum(seen)
+
+
+@pytest.mark.parametrize(("name", "triggers"), [("bad-a-stripes", 1), ("base-a", 0)])
+def test_trained_networks_attract_to_what_was_planted(name: str, triggers: int) -> None:
+    suspect = load_denoiser(ZOO / name)
+    shifts = found_in(suspect, own_samples(suspect, 64, 10, 0, silent)).shifts
+    assert len(shifts) == triggers
+    if triggers:
+        planted = load_file(ZOO / "backdoors" / f"{name}.safetensors")["trigger"]
+        assert cosine(shifts[0], planted) > 0.95
