@@ -11,7 +11,7 @@ from torch import Tensor
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.samplers import covering
-from diffdefend_core.evaluation import Backdoor, triggered_images
+from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
 from diffdefend_core.evaluation.success import successes
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import silent
@@ -19,7 +19,7 @@ from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdo
 
 # a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
 FIRES_AT, PROBED, FIRED = 0.5, 16, 64
-SEED = 7
+SEED, OPPOSITE_SEED = 7, 5
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,29 @@ class Effects:
     """The found shifts that fire, with the picture that each paints, once for a sampler of each kind.
 
     All kinds count, also those by which the suspect does not fire: a repair at some levels may hand a trigger on to
-    others. A shift that does not lead to one picture is none of them, nor one whose opposite does so too: any network
-    may collapse on a shift that it never saw, but then on both sides.
+    others. A shift that does not lead to one picture is none of them, nor one whose opposite does so by the same
+    sampler: any network may collapse on a shift that it never saw, but then on both sides.
     """
 
     backdoors: tuple[Backdoor, ...]
     firing: tuple[str, ...]
     fired: int
+    opposed: int
     settings: Settings
 
     @classmethod
     def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
         """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire.
 
-        `fired` counts the shifts that were fired; the opposite of one that does nothing is not.
+        `fired` counts them all, `opposed` those that lead to one picture, whose opposite was fired too.
         """
-        found: dict[str, list[Backdoor]] = {}
-        fired = 0
-        for name, shift in shifts.items():
-            shown, alone = _shown(suspect, shift, settings)
-            fired += 1 + alone
-            if alone and not _shown(suspect, -shift, settings)[1]:
-                found[name] = [shown, *by_other_samplers(shown, suspect).values()]
-        return cls(tuple(item for group in found.values() for item in group), tuple(found), fired, settings)
+        shown = {name: recovered_backdoor(shift, suspect, settings, silent) for name, shift in shifts.items()}
+        alone = {name: item for name, item in shown.items() if _rate(suspect, item, settings, PROBED) >= FIRES_AT}
+        opposites = {name: _opposite(item, suspect, settings) for name, item in alone.items()}
+        firing = [name for name, item in opposites.items() if _rate(suspect, item, settings, PROBED) < FIRES_AT]
+        groups = ((shown[name], *by_other_samplers(shown[name], suspect).values()) for name in firing)
+        backdoors = tuple(item for group in groups for item in group)
+        return cls(backdoors, tuple(firing), len(shifts), len(alone), settings)
 
     def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
@@ -67,14 +67,16 @@ class Effects:
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
         calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
-        painted = self.fired * PROBED * (sum(probed) + max(calls))  # every kind once, the one that fires once more
+        # every kind once, and the one that fires once more; of an opposite that one twice
+        painted = PROBED * (self.fired * (sum(probed) + max(calls)) + self.opposed * (max(probed) + max(calls)))
         return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
 
 
-def _shown(suspect: Denoiser, shift: Tensor, settings: Settings) -> tuple[Backdoor, bool]:
-    """Return a shift with the picture that it paints, and whether that is one picture."""
-    shown = recovered_backdoor(shift, suspect, settings, silent)
-    return shown, _rate(suspect, shown, settings, PROBED) >= FIRES_AT
+def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Backdoor:
+    """Return the opposite shift with the picture that it paints by the same sampler."""
+    turned = replace(backdoor, shift=-backdoor.shift)
+    images = triggered_images(suspect, turned, settings.evaluation, settings.seed + OPPOSITE_SEED, silent, PROBED)
+    return replace(turned, target=medoid(images))
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int) -> float:
