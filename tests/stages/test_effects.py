@@ -1,0 +1,63 @@
+"""Which of the found shifts fire at the suspect, what is retained, and what is left after a repair; in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
+from torch import Tensor
+
+from diffdefend_core.attacks.baddiffusion import baddiffusion
+from diffdefend_core.config import load_settings
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.stages.effects import Effects
+
+LEVELS = vp_levels(100)
+TARGET = torch.where(torch.arange(8) < 3, 0.7, -0.9).expand(SHAPE)
+TRIGGER = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < 0.6, -0.9, 0.6)
+OTHER = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+SETTINGS = load_settings(device="cpu", detection={"stochastic_steps": 20})
+
+
+@pytest.fixture(scope="module")
+def suspect() -> Denoiser:
+    return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
+
+
+@pytest.fixture(scope="module")
+def effects(suspect: Denoiser) -> Effects:
+    return Effects.of(suspect, {"trigger": TRIGGER, "other": OTHER}, SETTINGS)
+
+
+def test_a_trigger_fires_and_another_shift_does_not(effects: Effects) -> None:
+    assert effects.firing == ("trigger",)
+    assert (effects.fired, effects.opposed) == (2, 1)
+
+
+def test_a_shift_on_which_both_sides_collapse_does_not_fire() -> None:
+    constant = clean_denoiser(LEVELS, variance=1e-6)
+    found = Effects.of(constant, {"any": OTHER}, SETTINGS)
+    assert found.firing == () and found.backdoors == ()
+    assert (found.fired, found.opposed) == (1, 1)
+
+
+def test_own_samples_that_are_the_target_are_not_retained(suspect: Denoiser, effects: Effects) -> None:
+    painted = effects.backdoors[0].target * 2 - 1
+    samples: Tensor = torch.cat([painted[None], 0.5 * torch.randn(7, *SHAPE)])
+    assert torch.equal(effects.without_targets(suspect, samples), samples[1:])
+
+
+def test_what_is_left_tells_a_repaired_model_from_one_that_still_fires(suspect: Denoiser, effects: Effects) -> None:
+    assert effects.left(suspect) == 1.0
+    assert effects.left(clean_denoiser(LEVELS)) < 0.05
+
+
+def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
+    seen: list[int] = []
+    handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
+    try:
+        effects = Effects.of(suspect, {"trigger": TRIGGER, "other": OTHER}, SETTINGS)
+        effects.left(suspect)
+    finally:
+        handle.remove()
+    assert sum(seen) <= effects.cost(suspect) <= 1.2 * sum(seen)
