@@ -237,7 +237,10 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     effects = Effects.of(suspect, found | others, settings)
     further = {name: shift for name, shift in others.items() if name in effects.firing}
     main = effects.firing or (_best(task.trigger_uri),)
-    shifts = [shift for name, shift in (found | further).items() for _ in range(MAIN_SHARE if name in main else 1)]
+    shares = {name: MAIN_SHARE if name in main else 1 for name in found}
+    # the shifts that a scan finds are mostly one trigger in several shapes; a further one counts as much as all of them
+    shares |= dict.fromkeys(further, MAIN_SHARE * max(1, sum(name in main for name in found)))
+    shifts = [shift for name, shift in (found | further).items() for _ in range(shares[name])]
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     removals = [Removal(shift, REMOVAL_SIGNALS) for shift in shifts]
     return Aims(removals, effects, len(further), effects.cost(suspect) + turned.forward_equivalents)
