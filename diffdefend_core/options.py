@@ -73,7 +73,7 @@ class DetectionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PurificationOptions:
-    """Options of the purification: up to `rounds` rounds of `steps` steps, each followed by a scan with new seeds.
+    """Options of the purification: up to `rounds` rounds of `steps` steps for each trigger, then a scan with new seeds.
 
     `target` says what a repaired model answers to a trigger: as the suspect without it (r1), as the trusted
     `inversion.reference` (r2), or as the suspect without it plus the benign linear response (r3). A step has

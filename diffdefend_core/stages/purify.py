@@ -7,7 +7,7 @@ it from the last checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            options,
+            replace(options, steps=options.steps * (1 + aims.further)),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
