@@ -23,6 +23,8 @@ STARTS, TURNS, RMS = 16, 8, 0.7
 UNTREATED = 0.35
 # shifts with a larger cosine are one trigger
 ALIKE = 0.7
+# so many are handed on: latent models have attractors that are no triggers, and firing each costs more than finding it
+MOST = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Attractors:
 
 @torch.no_grad()
 def attractors(suspect: Denoiser, samples: Tensor, options: InversionOptions, *, seed: int) -> Attractors:
-    """Return where STARTS random shifts end on the suspect, as far as it leaves UNTREATED of them, each once.
+    """Return where STARTS random shifts end on the suspect, as far as it leaves UNTREATED of them: MOST, each once.
 
     `samples` [M, C, H, W] are clean x0. Raises FloatingPointError if an answer is not finite.
     """
@@ -46,7 +48,7 @@ def attractors(suspect: Denoiser, samples: Tensor, options: InversionOptions, *,
     shares = [untreated_share(answers, tau) for tau in turned]
     kept: list[Tensor] = []
     for share, tau in sorted(zip(shares, turned, strict=True), key=lambda item: -item[0]):
-        if share > UNTREATED and all(cosine(tau, other) < ALIKE for other in kept):
+        if len(kept) < MOST and share > UNTREATED and all(cosine(tau, other) < ALIKE for other in kept):
             kept.append(tau)
     norms = [switching_norm(answers, tau / rms(tau), options.norms) for tau in kept]
     shifts = tuple((norm * tau / rms(tau)).cpu() for norm, tau in zip(norms, kept, strict=True))

@@ -76,6 +76,11 @@ def test_every_evaluation_is_counted() -> None:
     assert found_in(suspect, SAMPLES).forward_equivalents == sum(seen)
 
 
+def test_no_more_are_handed_on_than_can_be_fired() -> None:
+    suspect = load_denoiser(ZOO / "base-ldm")  # latents have attractors that are no triggers
+    assert len(found_in(suspect, own_samples(suspect, 64, 10, 0, silent)).shifts) == 3
+
+
 @pytest.mark.parametrize(("name", "triggers"), [("bad-a-stripes", 1), ("base-a", 0)])
 def test_trained_networks_attract_to_what_was_planted(name: str, triggers: int) -> None:
     suspect = load_denoiser(ZOO / name)
