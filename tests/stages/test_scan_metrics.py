@@ -55,6 +55,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """A command that ran before in this process may have been quiet."""
+    caplog.set_level(logging.WARNING, logger="diffdefend_core")
+
+
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     with Gateway() as server:
