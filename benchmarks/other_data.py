@@ -83,12 +83,18 @@ def merged(rows: Sequence[Row], data: str) -> list[Row]:
     return [row for row in known if row["data"] != data] + list(rows)
 
 
+def _seeds(text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected numbers, as 0,1")
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> int:
     """Build, scan and report; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA.npz", help="npz file with train_x and train_y")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS), metavar="X,Y")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N,N")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where models and stages lie")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

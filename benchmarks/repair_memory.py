@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +33,7 @@ from diffdefend_core.stages.checkpoint import Checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "repair_memory.json"
 LEVELS, SIGNALS = 1000, (0.005, 5.0)
+GROUPS = 32  # of the network's normalisation
 # channels and side: of the first the activations fill the memory, of the last the weights
 NETWORKS = (((32, 64), 32), ((128, 256, 256), 32), ((256, 512, 1024), 8))
 OPTIONS = PurificationOptions(steps=4, checkpoint_steps=2, own_samples=64)
@@ -113,15 +113,23 @@ def measured(channels: Sequence[int], side: int) -> Peaks:
     return Peaks(size, step, repaired)
 
 
+def _widths(text: str) -> list[int]:
+    widths = [int(part) if part.isdigit() else 0 for part in text.split(",")]
+    if any(width < 1 or width % GROUPS for width in widths):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected multiples of {GROUPS}, as 128,256")
+    return widths
+
+
 def main() -> None:
     """Measure networks from one that activations fill to one that weights fill."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers: Any = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--channels", type=numbers, metavar="N,N", help="of one network")
+    parser.add_argument("--channels", type=_widths, metavar="N,N", help="of one network")
     parser.add_argument("--side", type=int, default=32, help="of its images, in pixels")
     parser.add_argument("--way", choices=list(WAYS), help="measure one way in this process")
     arguments = parser.parse_args()
     if arguments.way:
+        if not arguments.channels:
+            parser.error("--way needs --channels")
         print(json.dumps(held(arguments.way, arguments.channels, arguments.side)))
         return
     networks = [(arguments.channels, arguments.side)] if arguments.channels else NETWORKS
