@@ -55,7 +55,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CLEAN = ("tuned-a1", "tuned-c1", "tuned-ncsn1", "tuned-ldm1", "tuned-flow1")  # repaired as after a false alarm
 METHODS = ("diffdefend", "elijah", "fine-tuning")
 SHARE_OF_DATA = 10  # one real row in so many
-SAMPLES, FIRED, RESAMPLES = 384, 64, 200
+SAMPLES, FIRED, RESAMPLES = 1024, 64, 200
 FIRED_BY_OWN = 128  # 0 of 128 leaves 2.9 % as the upper bound
 Row = dict[str, Any]
 

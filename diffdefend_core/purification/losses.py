@@ -1,13 +1,17 @@
 """Removal and retention: what a repaired model must answer with the trigger and without it (algorithms.md 5.4).
 
 phi is the frozen suspect. Off the trigger it is the reference itself ("reading B"), so that no real data is needed:
-clean rows come from the model's own samples. The three targets of the removal, on x_t + d with d the trigger's shift:
+clean rows come from the model's own samples. The targets of the removal, on x_t + d with d the trigger's shift:
 
 | target | the repaired model answers there | source |
 |---|---|---|
 | R1 | as phi without the trigger | Elijah, at the last level alone |
 | R2 | as a trusted reference does with the trigger | algorithms.md 5.4 |
 | R3 | as phi without the trigger, plus the benign linear response to d | algorithms.md 5.4 |
+| R4 | as R3 where the noise outweighs the data; elsewhere plus what phi takes away for -d | ours (not published) |
+
+The benign linear response is that of Gaussian data: right in much noise, and far off in little, where it would have the
+network unlearn what nothing is wrong with. There the answer to -d, where no trigger fires, is the better guide.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from torch.nn.functional import interpolate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import levels_at
 
-R1, R2, R3 = "r1", "r2", "r3"
-TARGETS = (R1, R2, R3)
+R1, R2, R3, R4 = "r1", "r2", "r3", "r4"
+# by target, how many answers of a frozen network each row takes
+TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
@@ -142,10 +147,17 @@ def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Goal:
     )
 
 
+def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
+    """Return what phi takes away from its `plain` answers when x_t is displaced by -d, for each row."""
+    opposite = answer(phi, rows.x - rows.displacement, rows.t)
+    return Goal(noise=plain.noise - opposite.noise, x0=plain.x0 - opposite.x0)
+
+
 def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, reference: Denoiser | None = None) -> Goal:
     """Return what a repaired model has to answer at x_t + d, by one of TARGETS.
 
-    Raises ValueError for R2 without a reference.
+    R4 weights the mirrored response with alpha_t^2 / (alpha_t^2 + sigma_t^2). Raises ValueError for R2 without a
+    reference.
     """
     if target == R2:
         if reference is None:
@@ -154,5 +166,12 @@ def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, refere
     plain = answer(phi, rows.x, rows.t)
     if target == R1:
         return plain
-    benign = benign_response(phi, samples, rows)
-    return Goal(noise=plain.noise + benign.noise, x0=plain.x0 + benign.x0)
+    added = benign_response(phi, samples, rows)
+    if target == R4:
+        mirrored = mirrored_response(phi, rows, plain)
+        alpha, sigma = phi.levels.at(rows.t, rows.x)
+        weight = alpha**2 / (alpha**2 + sigma**2)
+        added = Goal(
+            noise=torch.lerp(added.noise, mirrored.noise, weight), x0=torch.lerp(added.x0, mirrored.x0, weight)
+        )
+    return Goal(noise=plain.noise + added.noise, x0=plain.x0 + added.x0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import Training, UnfitStateError
 from diffdefend_core.options import PurificationOptions
-from diffdefend_core.purification.losses import Removal, answer, plain_rows, removal_goal, triggered_rows
+from diffdefend_core.purification.losses import TARGETS, Removal, answer, plain_rows, removal_goal, triggered_rows
 
 RETENTION_SIGNALS = (0.005, 100.0)  # all levels
 WARMUP, EMA = 20, 0.99
@@ -104,11 +104,12 @@ def repair(
             named = zip(CURVES, curves, strict=True)
             keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
+    a_step = options.removal_batch * (3 + TARGETS[options.target]) + options.retention_batch * (3 + 1)
     return Repair(
         denoiser=training.denoiser,
         removal_loss=tuple(losses.removal),
         retention_loss=tuple(losses.retention),
-        forward_equivalents=options.steps * (options.removal_batch + options.retention_batch) * (3 + 1),
+        forward_equivalents=options.steps * a_step,
     )
 
 

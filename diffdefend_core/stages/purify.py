@@ -157,7 +157,7 @@ def _reference(model: ModelRef, settings: Settings) -> str:
         raise InputError(
             "purification.target r2 without a reference",
             expected="inversion.reference, the clean model whose answers are copied",
-            action="name one with --reference, or use the target r3",
+            action="name one with --reference, or use the target r4",
         )
     return uri
 
@@ -268,7 +268,7 @@ def _trusted_reference(task: Task) -> Denoiser | None:
         raise InputError(
             f"the scan of the reference says {verdict.word}, probability {verdict.probability:.3g}",
             expected="clean: the target r2 copies its answers",
-            action="name another reference, or use the target r3",
+            action="name another reference, or use the target r4",
         )
     return reference
 

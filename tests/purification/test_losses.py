@@ -14,6 +14,7 @@ from diffdefend_core.purification.losses import (
     ASTRAY,
     QUIET_SHARE,
     QUIETEST,
+    TARGETS,
     Goal,
     Removal,
     Rows,
@@ -174,11 +175,11 @@ def test_an_answer_holds_noise_and_clean_data_of_one_input(process: str) -> None
     torch.testing.assert_close(alpha * found.x0 + sigma * found.noise, rows.x, rtol=1e-4, atol=1e-4)
 
 
-def test_the_three_targets() -> None:
+def test_the_targets() -> None:
     phi, reference = small_denoiser(LEVELS), clean_denoiser(LEVELS)
     rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
     plain = answer(phi, rows.x, rows.t)
-    found = {name: removal_goal(name, phi, SAMPLES, rows, reference) for name in ("r1", "r2", "r3")}
+    found = {name: removal_goal(name, phi, SAMPLES, rows, reference) for name in TARGETS}
     torch.testing.assert_close(found["r1"].noise, plain.noise)
     torch.testing.assert_close(
         found["r2"].noise, reference.noise(rows.x + rows.displacement, rows.t), atol=1e-4, rtol=1e-3
@@ -186,6 +187,35 @@ def test_the_three_targets() -> None:
     benign = benign_response(phi, SAMPLES, rows)
     torch.testing.assert_close(found["r3"].noise, plain.noise + benign.noise)
     torch.testing.assert_close(found["r3"].x0, plain.x0 + benign.x0)
+    opposite = answer(phi, rows.x - rows.displacement, rows.t)
+    alpha, sigma = (curve[rows.t].float().view(-1, 1, 1, 1) for curve in (LEVELS.alpha, LEVELS.sigma))
+    share = alpha**2 / (alpha**2 + sigma**2)
+    expected = plain.noise + (1 - share) * benign.noise + share * (plain.noise - opposite.noise)
+    torch.testing.assert_close(found["r4"].noise, expected)
+    expected = plain.x0 + (1 - share) * benign.x0 + share * (plain.x0 - opposite.x0)
+    torch.testing.assert_close(found["r4"].x0, expected)
+
+
+class Bent(torch.nn.Module):
+    """Predicts noise that depends on the input by a curve, and on nothing else."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(3 * x)
+
+
+def test_in_little_noise_r4_follows_a_network_that_is_not_linear_and_r3_does_not() -> None:
+    phi = DDPM(Bent(), LEVELS, shape=SHAPE)
+    rows = rows_of([0, 0], torch.full(SHAPE, 0.3), torch.zeros(2, *SHAPE))
+    right = answer(phi, rows.x + rows.displacement, rows.t).noise
+    off = {name: (removal_goal(name, phi, SAMPLES, rows).noise - right).abs().max() for name in ("r3", "r4")}
+    assert off["r4"] < 1e-3 < 0.1 < off["r3"]
+
+
+def test_in_much_noise_a_trigger_on_both_sides_does_not_mislead_r4() -> None:
+    phi = small_denoiser(LEVELS)
+    rows = rows_of([249], torch.full(SHAPE, 0.5))
+    r3, r4 = (removal_goal(name, phi, SAMPLES, rows) for name in ("r3", "r4"))
+    torch.testing.assert_close(r4.noise, r3.noise, rtol=0.02, atol=0.02)
 
 
 def test_r2_needs_a_reference() -> None:

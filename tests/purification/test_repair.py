@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -102,14 +103,16 @@ def test_a_repair_is_reproducible_by_its_seed() -> None:
     assert torch.equal(weights(first.denoiser), weights(again.denoiser))
 
 
-def test_the_evaluations_are_counted() -> None:
+@pytest.mark.parametrize(("target", "frozen"), [("r1", 1), ("r3", 1), ("r4", 2)])
+def test_the_evaluations_are_counted(target: Literal["r1", "r3", "r4"], frozen: int) -> None:
     spent: list[int] = []
     model = small_denoiser(LEVELS)
     model.network.register_forward_hook(lambda module, given, answer: spent.append(len(answer)))  # the copy keeps it
-    found = repaired(model, TRIGGER, PurificationOptions(steps=2, removal_batch=4, retention_batch=4))
-    # each step: two frozen passes over 4 rows and one trained pass over 8
-    assert spent == [4, 4, 8] * 2
-    assert found.forward_equivalents == 2 * (4 + 4 + 3 * 8)
+    options = PurificationOptions(steps=2, removal_batch=4, retention_batch=4, target=target)
+    found = repaired(model, TRIGGER, options)
+    # each step: frozen passes over the 4 triggered rows, one over the 4 plain ones, and a trained pass over all 8
+    assert spent == [*[4] * frozen, 4, 8] * 2
+    assert found.forward_equivalents == sum(spent) + 2 * 2 * 8
 
 
 def test_a_training_that_was_stopped_ends_with_the_same_weights() -> None:

@@ -57,7 +57,7 @@ def test_r2_refuses_a_reference_that_its_own_scan_does_not_call_clean(
         purify(*scan(str(pristine_model), settings=settings), settings=settings)
 
 
-@pytest.mark.parametrize("target", ["r1", "r3"])
+@pytest.mark.parametrize("target", ["r1", "r3", "r4"])
 def test_the_target_and_the_reference_are_part_of_the_key(
     place: Path, flagging: str, pristine_model: Path, reference: Path, target: str
 ) -> None:
