@@ -42,6 +42,16 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Se
     return s3_server
 
 
+@pytest.fixture
+def place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, and neither a signing key nor a run of MLflow in the environment."""
+    from diffdefend_core.stages.attestation import KEY_VARIABLE
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_RUN_ID", KEY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(params=["file", "s3"])
 def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URI of an empty store, once as a directory and once as a bucket of a real S3 server."""

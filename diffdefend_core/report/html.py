@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from diffdefend_core.artifacts import Action, AttackRow, Metric, Outcome, Rule, RuleResult, Statistic, Word
+from diffdefend_core.artifacts import (
+    Action,
+    AttackRow,
+    Metric,
+    Outcome,
+    PurifiedModel,
+    Rule,
+    RuleResult,
+    Statistic,
+    Word,
+)
 from diffdefend_core.report import charts, pictures
 from diffdefend_core.report.bundle import Array, ReportBundle
 from diffdefend_core.report.pages import template
@@ -108,8 +118,7 @@ def _story(bundle: ReportBundle) -> list[str]:
     if bundle.candidate is not None:
         story.append(ACTIONS[bundle.candidate.action])
     if bundle.purified is not None:
-        rescan = bundle.purified.rescan
-        story.append(f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)}).")
+        story += _repair(bundle.purified)
     if bundle.decision is not None:
         blocking = [rule.id for rule in bundle.decision.rules if rule.blocks]
         reason = f" Blocked by: {', '.join(blocking)}." if blocking else ""
@@ -117,6 +126,15 @@ def _story(bundle: ReportBundle) -> list[str]:
         reason += f" Failed without blocking: {', '.join(warned)}." if warned else ""
         story.append(OUTCOMES[bundle.decision.outcome] + reason)
     return story
+
+
+def _repair(purified: PurifiedModel) -> Iterator[str]:
+    rescan, rounds, further = purified.rescan, purified.rounds, purified.further_triggers
+    also = f" and removed {further} further {'triggers' if further > 1 else 'trigger'}" if further else ""
+    yield f"The repair took {rounds} {'rounds' if rounds > 1 else 'round'}{also}."
+    yield f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)})."
+    if purified.still_fires:
+        yield f"A shift that was found still paints its picture in {percent(purified.still_fires)} of the cases."
 
 
 def _evidence(bundle: ReportBundle) -> list[Figure]:

@@ -52,6 +52,14 @@ def bundle(
     return ReportBundle(**{**given, **changes})
 
 
+REPAIRS = {
+    "The repair took 1 round.": {},
+    "The repair took 3 rounds and removed 1 further trigger.": {"rounds": 3, "further_triggers": 1},
+    "and removed 2 further triggers.": {"further_triggers": 2},
+    "A shift that was found still paints its picture in 3.1 % of the cases.": {"still_fires": 1 / 32},
+}
+
+
 class Page(HTMLParser):
     """Collects tags, attributes and text of a page, and checks that what opens also closes."""
 
@@ -205,3 +213,13 @@ def test_the_scan_of_a_method_that_measures_less_renders(responses: tuple[float,
         )
     )
     assert page.open == [] and "divergence mean" in page.text
+
+
+@pytest.mark.parametrize("said", list(REPAIRS))
+def test_the_story_tells_what_the_repair_took_and_what_it_left(said: str) -> None:
+    candidate = sample.candidate(Action.PURIFY)
+    assert candidate.purified is not None
+    repaired = dataclasses.replace(candidate.purified, **REPAIRS[said])  # type: ignore[arg-type]
+    story = Page(render_html(bundle(Word.BACKDOORED, candidate=dataclasses.replace(candidate, purified=repaired)))).text
+    assert said in " ".join(story.split())
+    assert ("still paints" in story) == ("still paints" in said)

@@ -27,18 +27,13 @@ from diffdefend_core.stages import attestation, gatekeeper
 from diffdefend_core.stages.gatekeeper import Check, Gatekeeper
 from diffdefend_core.stages.registry_scan import Surveyor
 
+pytestmark = pytest.mark.usefixtures("place_of_its_own")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A registry; each test registers models of its own."""
     return World(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_RUN_ID", attestation.KEY_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

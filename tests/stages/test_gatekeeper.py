@@ -30,6 +30,7 @@ from diffdefend_core.stages.keys import write_key
 
 NAME = "faces"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+pytestmark = pytest.mark.usefixtures("place_of_its_own")
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             assert made.version(NAME, made.model(f"{NAME}-{number}")) == number
         made.gate_uri = made.decided(NAME, "1")  # type: ignore[attr-defined]
     return made
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_RUN_ID", attestation.KEY_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
