@@ -2,9 +2,9 @@
 
     python -m benchmarks.hostile [--out benchmarks/results/hostile.json]
 
-The kinds are in `hostile_models.py`. Every payload would write the canary, a file, if anything ran it; that payloads work
-is shown first, by running one as a victim would. Each model is looked at (`inspect`), loaded by default, and loaded with
-pickles allowed.
+The kinds are in `hostile_models.py`. Every payload would write the canary, a file, if anything ran it; that payloads
+work is shown first, by running one as a victim would. Each model is looked at (`inspect`), loaded by default, and
+loaded with pickles allowed.
 """
 
 from __future__ import annotations
