@@ -1,12 +1,17 @@
-"""Further triggers of one model: the shifts that random ones turn to when the suspect's answers are fed back.
+"""Further triggers of one model, and further sides of one: what shifts turn to when the suspect's answers are fed back.
 
 What a network does not take for noise under a shift points along its trigger, whatever the shift was (see `align`). So
 a random direction, turned a few times, ends at one of the triggers, and others end at others. Each costs forward passes
-alone. Triggers that leave nothing untreated (rho = 1, of deterministic samplers) attract nothing. Ours (not published).
+alone. Triggers that leave nothing untreated (rho = 1, of deterministic samplers) attract nothing.
+
+A found shift is turned again in less noise. The network reacts to another part of the trigger there, and of the target,
+and a repair that knows the noisy end alone leaves that in place: a deterministic sampler then paints the target.
+Ours (not published).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +26,8 @@ from diffdefend_core.options import InversionOptions
 STARTS, TURNS, RMS = 16, 8, 0.7
 # rho = 1/2 leaves half of the trigger; clean networks leave up to .3 of anything
 UNTREATED = 0.35
+# where a found shift is turned again, by pairs of alpha / sigma, and how much must be left untreated there
+BANDS, SIDE_UNTREATED = ((0.1, 0.2), (0.2, 0.4), (0.3, 0.6)), 0.3
 # shifts with a larger cosine are one trigger
 ALIKE = 0.7
 # so many are handed on: latent models have attractors that are no triggers, and firing each costs more than finding it
@@ -53,3 +60,25 @@ def attractors(suspect: Denoiser, samples: Tensor, options: InversionOptions, *,
     norms = [switching_norm(answers, tau / rms(tau), options.norms) for tau in kept]
     shifts = tuple((norm * tau / rms(tau)).cpu() for norm, tau in zip(norms, kept, strict=True))
     return Attractors(shifts, answers.spent)
+
+
+@torch.no_grad()
+def in_less_noise(
+    suspect: Denoiser, samples: Tensor, shift: Tensor, options: InversionOptions, *, seed: int
+) -> Attractors:
+    """Return what `shift` [C, H, W] turns to in each of BANDS, at its own norm, where SIDE_UNTREATED of that is left.
+
+    `samples` [M, C, H, W] are clean x0. Raises FloatingPointError if an answer is not finite.
+    """
+    kept, spent = [], 0
+    for band in BANDS:
+        levels = levels_at(suspect.levels, band)
+        answers = Answers(suspect, probes_at(samples, levels, pairs=2 * options.pairs, seed=seed))
+        turned = align(answers, shift.to(samples), TURNS)
+        share = untreated_share(answers, turned)
+        spent += answers.spent
+        if not math.isfinite(share):
+            raise FloatingPointError("the answers to a shift of the input are not finite")
+        if share > SIDE_UNTREATED:
+            kept.append(turned.cpu())
+    return Attractors(tuple(kept), spent)

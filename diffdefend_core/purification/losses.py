@@ -33,6 +33,8 @@ TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
 ASTRAY, COARSE = 0.4, 4
+# the share of the varied triggers with another background, and how far it is from theirs, in units of their rms
+SHIFTED, BACKGROUND = 0.5, 1.2
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,32 @@ class Goal:
 def jittered(triggers: Tensor, generator: torch.Generator) -> Tensor:
     """Return a variation of each of the triggers [N, C, H, W].
 
-    Each gets white noise and a smooth random field, of up to ASTRAY of its rms each, and is scaled by U[.4, 1.6]; every
-    second one loses a random rectangle of a quarter of its area: an inverted trigger is only near the true one, and a
-    repair at one point would leave a hole beside it.
+    An inverted trigger is only near the true one, and a repair at one point would leave a hole beside it. Each gets
+    white noise and a smooth random field, of up to ASTRAY of its rms each, and is scaled by U[.4, 1.6]. SHIFTED of them
+    get a constant in each channel, of up to BACKGROUND of their rms: what an attack puts behind its trigger in training
+    is not what it adds to the noise. Every second one loses a random rectangle of a quarter of its area.
     """
-    count, (height, width) = len(triggers), triggers.shape[-2:]
+    count, channels, height, width = triggers.shape
     scale = 0.4 + 1.2 * torch.rand(count, 1, 1, 1, generator=generator)
     rough, smooth = ASTRAY * torch.rand(2, count, 1, 1, 1, generator=generator)
-    level = triggers.square().mean((1, 2, 3), keepdim=True).sqrt()
-    coarse = torch.randn(count, triggers.shape[1], COARSE, COARSE, generator=generator)
+    coarse = torch.randn(count, channels, COARSE, COARSE, generator=generator)
     field: Tensor = interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
-    field /= field.square().mean((1, 2, 3), keepdim=True).sqrt()
+    field /= _level(field)
     white = torch.randn(triggers.shape, generator=generator)
-    varied: Tensor = scale * (triggers + level * (rough * white + smooth * field))
+    background = BACKGROUND * (2 * torch.rand(count, channels, 1, 1, generator=generator) - 1)
+    background *= torch.rand(count, 1, 1, 1, generator=generator) < SHIFTED
+    varied: Tensor = scale * (triggers + _level(triggers) * (rough * white + smooth * field + background))
     corner = torch.rand(count, 2, generator=generator)
     for row, (top, left) in enumerate(corner.tolist()):
         first, start = int(top * height / 2), int(left * width / 2)
         if row % 2:
             varied[row, :, first : first + height // 2, start : start + width // 2] = 0
     return varied
+
+
+def _level(x: Tensor) -> Tensor:
+    """Return the rms [N, 1, 1, 1] of each row of x."""
+    return x.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 def plain_rows(

@@ -31,7 +31,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
-from diffdefend_core.inversion.attractors import ALIKE, attractors
+from diffdefend_core.inversion.attractors import ALIKE, attractors, in_less_noise
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
@@ -61,6 +61,8 @@ RESCAN_SEED = 10_000
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
 # a shift that fires, or the best if none does, has so many times the rows of one that only breaks a law
 MAIN_SHARE = 4
+# what it turns to in less noise has so many times the rows
+SIDE_SHARE = 2
 # a repaired model may paint the picture of a found shift in this share of the cases
 STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
@@ -241,9 +243,13 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     # the shifts that a scan finds are mostly one trigger in several shapes; a further one counts as much as all of them
     shares |= dict.fromkeys(further, MAIN_SHARE * max(1, sum(name in main for name in found)))
     shifts = [shift for name, shift in (found | further).items() for _ in range(shares[name])]
+    turning = [(found | further)[name] for name in main]
+    sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
+    shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     removals = [Removal(shift, REMOVAL_SIGNALS) for shift in shifts]
-    return Aims(removals, effects, len(further), effects.cost(suspect) + turned.forward_equivalents)
+    spent = effects.cost(suspect) + turned.forward_equivalents + sum(side.forward_equivalents for side in sides)
+    return Aims(removals, effects, len(further), spent)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analytic import SHAPE, GaussianNetwork, PoisonedNetwork, clean_denoiser, vp_levels
+from analytic import SHAPE, GaussianNetwork, PoisonedNetwork, clean_denoiser, poisoned_denoiser, vp_levels
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.families.ddpm import DDPM
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.inversion import own_samples
-from diffdefend_core.inversion.attractors import Attractors, attractors
+from diffdefend_core.inversion.attractors import BANDS, Attractors, attractors, in_less_noise
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.loading.build import load_denoiser
 from diffdefend_core.options import InversionOptions
@@ -74,6 +74,31 @@ def test_every_evaluation_is_counted() -> None:
     suspect, seen = with_two(pattern(1), pattern(2)), []
     suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
     assert found_in(suspect, SAMPLES).forward_equivalents == sum(seen)
+
+
+def test_in_less_noise_a_shift_turns_to_the_trigger_and_its_target_at_its_own_norm() -> None:
+    trigger = pattern(1)
+    near = trigger + 0.5 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    suspect = poisoned_denoiser(baddiffusion(LEVELS), LEVELS, trigger, TARGET)
+    plane = torch.linalg.qr(torch.stack([trigger.flatten(), TARGET.flatten()], 1)).Q.T
+    shifts = in_less_noise(suspect, SAMPLES, near, InversionOptions(), seed=0).shifts
+    assert len(shifts) == len(BANDS)
+    assert [cosine(shift, trigger) for shift in shifts] == sorted(
+        (cosine(item, trigger) for item in shifts), reverse=True
+    )
+    for shift in shifts:
+        assert (plane @ shift.flatten()).norm() > 0.99 * shift.norm() > (plane @ near.flatten()).norm()
+        assert rms(shift).item() == pytest.approx(rms(near).item(), rel=1e-3)
+
+
+def test_a_clean_model_has_no_further_sides() -> None:
+    assert in_less_noise(clean_denoiser(LEVELS), SAMPLES, pattern(1), InversionOptions(), seed=0).shifts == ()
+
+
+def test_the_evaluations_of_turning_in_less_noise_are_counted() -> None:
+    suspect, seen = clean_denoiser(LEVELS), []
+    suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
+    assert in_less_noise(suspect, SAMPLES, pattern(1), InversionOptions(), seed=0).forward_equivalents == sum(seen)
 
 
 def test_no_more_are_handed_on_than_can_be_fired() -> None:

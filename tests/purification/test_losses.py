@@ -12,8 +12,10 @@ from diffdefend_core.diffusion.levels import alphas_cumprod, linear_betas
 from diffdefend_core.diffusion.response import levels_at
 from diffdefend_core.purification.losses import (
     ASTRAY,
+    BACKGROUND,
     QUIET_SHARE,
     QUIETEST,
+    SHIFTED,
     TARGETS,
     Goal,
     Removal,
@@ -28,6 +30,7 @@ from diffdefend_core.purification.losses import (
 
 LEVELS = vp_levels()
 TRIGGERS = torch.stack([torch.full(SHAPE, 0.5), torch.full(SHAPE, -1.0)])
+CHECKER = 0.8 * torch.where((torch.arange(8)[:, None] + torch.arange(8)) % 2 == 0, 1.0, -1.0).expand(1, *SHAPE)
 # rows of a Hadamard matrix: mean 0 and the same variance .25 along every direction
 SIGNS = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
 HADAMARD = SIGNS
@@ -54,9 +57,15 @@ def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None) -> Rows
     )
 
 
+def on_another_background(varied: Tensor) -> Tensor:
+    """Return which variations of a trigger of mean 0 have got a constant; small ones are not seen."""
+    return (varied.mean((2, 3)).abs() > 0.1 * varied.square().mean((1, 2, 3)).sqrt()[:, None]).any(1)
+
+
 def test_jitter_scales_within_its_bounds() -> None:
-    trigger = TRIGGERS[:1]
-    found = jittered(trigger.expand(400, *SHAPE), generator())[::2]  # even rows have no hole
+    trigger = CHECKER
+    found = jittered(trigger.expand(800, *SHAPE), generator())[::2]  # even rows have no hole
+    found = found[~on_another_background(found)]
     scale = (found * trigger).sum((1, 2, 3)) / trigger.square().sum()
     astray = (found - scale.view(-1, 1, 1, 1) * trigger).square().mean((1, 2, 3)).sqrt() / found.square().mean().sqrt()
     assert 0.4 / (1 + ASTRAY) < scale.min() < 0.55 and 1.45 < scale.max() < 1.6 * (1 + ASTRAY)
@@ -73,6 +82,18 @@ def test_jitter_cuts_a_quarter_out_of_every_second_row_and_leaves_the_triggers_a
     corners = {tuple((row[0] == 0).nonzero()[0].tolist()) for row in found[1::2]}
     assert len(corners) > 5
     assert torch.equal(triggers, before)
+
+
+def test_half_of_the_variations_lie_on_another_background_in_each_channel() -> None:
+    trigger = CHECKER.expand(1, 3, 8, 8)
+    found = jittered(trigger.expand(400, 3, 8, 8), generator())[::2]
+    shifted = on_another_background(found)
+    # a smooth field has a mean as well
+    assert SHIFTED - 0.1 < shifted.float().mean() < SHIFTED + 0.25
+    means = found[shifted].mean((2, 3)) / 0.8
+    assert means.abs().max() < 1.6 * (BACKGROUND + ASTRAY)
+    assert (means.max(1).values - means.min(1).values).median() > 0.3
+    assert (means > 0.2).any() and (means < -0.2).any()
 
 
 def test_no_trigger_stays_none() -> None:
@@ -111,8 +132,9 @@ def test_some_of_the_triggered_rows_have_quieter_noise() -> None:
 
 def test_a_shift_is_between_that_of_the_attack_and_that_of_the_noise() -> None:
     phi, samples = clean_denoiser(LEVELS), torch.zeros_like(SAMPLES)
-    rows = triggered_rows(phi, samples, [Removal(torch.full(SHAPE, 1e3), (0.4, 2.0))], 400, generator())
-    mean = rows.displacement[::2].mean((1, 2, 3)) / 1e3
+    rows = triggered_rows(phi, samples, [Removal(1e3 * CHECKER[0], (0.4, 2.0))], 400, generator())
+    # along the trigger, which no background changes
+    mean = (rows.displacement[::2] * CHECKER).sum((1, 2, 3)) / CHECKER.square().sum() / 1e3
     least, most = (curve[rows.t[::2]].float() for curve in (LEVELS.carried, LEVELS.sigma))
     share = (mean - least) / (most - least)
     assert (mean > 0.38 * least).all() and (mean < 1.62 * most).all()  # with the jitter of the scale
