@@ -17,7 +17,7 @@ _EXTRAS = {
     "torch": "torch", "diffusers": "torch", "safetensors": "torch", "mlflow": "registry", "kfp": "pipelines",
     "kfp-kubernetes": "pipelines", "minio": "s3", "jinja2": "report", "matplotlib": "report",
     "huggingface-hub": "hub", "picklescan": "pickles",
-    "securesystemslib": "signing", "cryptography": "signing",
+    "securesystemslib": "signing", "cryptography": "signing", "torch-fidelity": "perceptual", "lpips": "perceptual",
 }  # fmt: skip
 
 

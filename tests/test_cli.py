@@ -1,6 +1,7 @@
 """The command line: what it prints where, and its exit codes. Stages are replaced, their folders are real."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -333,7 +334,10 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str], monkeypat
     assert checks["kfp"]["present"] and checks["store"]["present"]
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     assert run_command(["doctor"]) == 0
-    assert "AWS_ACCESS_KEY_ID" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "AWS_ACCESS_KEY_ID" in out
+    assert all(re.match(r"(ok|no) \S.* \S", line) for line in out.splitlines())
+    assert re.search(r"^(ok|no) securesystemslib [\dp]", out, re.MULTILINE)
 
 
 def test_a_real_run_ends_with_the_line_of_the_stage_that_failed(tmp_path: Path) -> None:

@@ -69,5 +69,6 @@ def doctor(output: str) -> None:
     if output == "json":
         click.echo(json.dumps({name: {"present": ok, "remark": remark} for name, ok, remark in checks}, indent=2))
         return
+    width = max(len(name) for name, _, _ in checks)
     for name, ok, remark in checks:
-        click.echo(f"{'ok' if ok else 'no':3}{name:16}{remark}")
+        click.echo(f"{'ok' if ok else 'no'} {name:{width}} {remark}")
