@@ -26,8 +26,9 @@ from diffdefend_core.options import InversionOptions
 STARTS, TURNS, RMS = 16, 8, 0.7
 # rho = 1/2 leaves half of the trigger; clean networks leave up to .3 of anything
 UNTREATED = 0.35
-# where a found shift is turned again, by pairs of alpha / sigma, and how much must be left untreated there
-BANDS, SIDE_UNTREATED = ((0.1, 0.2), (0.2, 0.4), (0.3, 0.6)), 0.3
+# where a found shift is turned again, by pairs of alpha / sigma; how much must be left untreated there, and how near to
+# the found shift it must stay: those of deterministic samplers turn away
+BANDS, SIDE_UNTREATED, SIDE_ALIKE = ((0.1, 0.2), (0.2, 0.4), (0.3, 0.6)), 0.3, 0.2
 # shifts with a larger cosine are one trigger
 ALIKE = 0.7
 # so many are handed on: latent models have attractors that are no triggers, and firing each costs more than finding it
@@ -66,8 +67,9 @@ def attractors(suspect: Denoiser, samples: Tensor, options: InversionOptions, *,
 def in_less_noise(
     suspect: Denoiser, samples: Tensor, shift: Tensor, options: InversionOptions, *, seed: int
 ) -> Attractors:
-    """Return what `shift` [C, H, W] turns to in each of BANDS, at its own norm, where SIDE_UNTREATED of that is left.
+    """Return what `shift` [C, H, W] turns to in each of BANDS, at its own norm.
 
+    What the network leaves less than SIDE_UNTREATED of is dropped, and what has a cosine below SIDE_ALIKE to the shift.
     `samples` [M, C, H, W] are clean x0. Raises FloatingPointError if an answer is not finite.
     """
     kept, spent = [], 0
@@ -79,6 +81,6 @@ def in_less_noise(
         spent += answers.spent
         if not math.isfinite(share):
             raise FloatingPointError("the answers to a shift of the input are not finite")
-        if share > SIDE_UNTREATED:
+        if share > SIDE_UNTREATED and cosine(turned, shift.to(turned)) > SIDE_ALIKE:
             kept.append(turned.cpu())
     return Attractors(tuple(kept), spent)

@@ -39,10 +39,15 @@ SHIFTED, BACKGROUND = 0.5, 1.2
 
 @dataclass(frozen=True)
 class Removal:
-    """A shift tau [C, H, W] to be removed, and the signals alpha / sigma (low, high) between which it acts."""
+    """A shift tau [C, H, W] to be removed, and the signals alpha / sigma (low, high) between which it acts.
+
+    `any_background` says that the true trigger may lie on another background than the found one: an attack that puts
+    the training image behind its trigger adds something else to the noise (BadDiffusion).
+    """
 
     shift: Tensor
     signals: tuple[float, float]
+    any_background: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,13 @@ class Goal:
     x0: Tensor
 
 
-def jittered(triggers: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a variation of each of the triggers [N, C, H, W].
+def jittered(triggers: Tensor, generator: torch.Generator, any_background: Tensor | None = None) -> Tensor:
+    """Return a variation of each of the triggers [N, C, H, W]; `any_background` [N] says which may get another one.
 
     An inverted trigger is only near the true one, and a repair at one point would leave a hole beside it. Each gets
-    white noise and a smooth random field, of up to ASTRAY of its rms each, and is scaled by U[.4, 1.6]. SHIFTED of them
-    get a constant in each channel, of up to BACKGROUND of their rms: what an attack puts behind its trigger in training
-    is not what it adds to the noise. Every second one loses a random rectangle of a quarter of its area.
+    white noise and a smooth random field, of up to ASTRAY of its rms each, and is scaled by U[.4, 1.6]. Another
+    background is a constant in each channel of up to BACKGROUND of the rms, and SHIFTED of those that may get one do.
+    Every second one loses a random rectangle of a quarter of its area.
     """
     count, channels, height, width = triggers.shape
     scale = 0.4 + 1.2 * torch.rand(count, 1, 1, 1, generator=generator)
@@ -78,7 +83,10 @@ def jittered(triggers: Tensor, generator: torch.Generator) -> Tensor:
     field /= _level(field)
     white = torch.randn(triggers.shape, generator=generator)
     background = BACKGROUND * (2 * torch.rand(count, channels, 1, 1, generator=generator) - 1)
-    background *= torch.rand(count, 1, 1, 1, generator=generator) < SHIFTED
+    shifted = torch.rand(count, generator=generator) < SHIFTED
+    if any_background is not None:
+        shifted &= any_background
+    background *= shifted.view(-1, 1, 1, 1)
     varied: Tensor = scale * (triggers + _level(triggers) * (rough * white + smooth * field + background))
     corner = torch.rand(count, 2, generator=generator)
     for row, (top, left) in enumerate(corner.tolist()):
@@ -118,7 +126,8 @@ def triggered_rows(
     t = torch.minimum(t, ends[:, 1])
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     eps = torch.randn(x0.shape, generator=generator)
-    tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator)
+    free = torch.tensor([item.any_background for item in drawn])
+    tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator, free)
     quieter = (1 - QUIETEST) * torch.rand(count, 1, 1, 1, generator=generator)
     quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))

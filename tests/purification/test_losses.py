@@ -96,6 +96,13 @@ def test_half_of_the_variations_lie_on_another_background_in_each_channel() -> N
     assert (means > 0.2).any() and (means < -0.2).any()
 
 
+def test_only_where_it_may_a_variation_gets_another_background() -> None:
+    may = torch.arange(400) % 4 == 0
+    found = jittered(CHECKER.expand(400, *SHAPE), generator(), may)[::2]
+    offset = found.mean((1, 2, 3)).abs() / found.square().mean((1, 2, 3)).sqrt()
+    assert offset[may[::2]].max() > 0.5 > offset[~may[::2]].max()
+
+
 def test_no_trigger_stays_none() -> None:
     assert not jittered(torch.zeros(4, *SHAPE), generator()).any()
 
