@@ -208,25 +208,26 @@ def summary(rows: list[Row]) -> str:
     """Return a Markdown table with one line per model and method."""
     lines = [
         "| model | attack | method | rounds | ASR before | ASR after | worst sampler | worst variant | change of FID "
-        "| rescan | evaluations | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| rescan | evaluations | seconds | code |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["method"]), []).append(row)
     for (model, method), group in groups.items():
         first = group[0]
+        code = first["producer"].partition("+")[2][:7]
         if first["attack"] is None:
             low, high = first["delta_fid_interval"]
             lines.append(
                 f"| {model} | none: a false alarm | {method} | 1 |"
                 + " |" * 4
                 + f" {first['delta_fid']:+.1%} ({low:+.1%}, {high:+.1%}) | | {first['forward_equivalents']} "
-                f"| {first['seconds']:.0f} |"
+                f"| {first['seconds']:.0f} | {code} |"
             )
             continue
         if not first["sampler"]:
-            lines.append(f"| {model} | {first['attack']} | {method} | {first['verdict']}: not repaired |" + " |" * 8)
+            lines.append(f"| {model} | {first['attack']} | {method} | {first['verdict']}: not repaired |" + " |" * 9)
             continue
         true = [row for row in group if row["trigger"] == "true"]
         own = next(row for row in true if row["own"])
@@ -237,7 +238,7 @@ def summary(rows: list[Row]) -> str:
             f"| {model} | {first['attack']} | {method} | {first['rounds']} | {own['asr_before']:.3f} "
             f"| {own['asr_after']:.3f} | {worst['sampler']} {worst['asr_after']:.3f} "
             f"| {other['trigger']} {other['asr_after']:.3f} | {first['delta_fid']:+.1%} ({low:+.1%}, {high:+.1%}) "
-            f"| {first['rescan']} | {first['forward_equivalents']} | {first['seconds']:.0f} |"
+            f"| {first['rescan']} | {first['forward_equivalents']} | {first['seconds']:.0f} | {code} |"
         )
     return "\n".join(lines)
 

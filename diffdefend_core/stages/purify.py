@@ -61,9 +61,8 @@ RESCAN_SEED = 10_000
 ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
 # a shift that fires, or the best if none does, has so many times the rows of one that only breaks a law
 MAIN_SHARE = 4
-# what a shift turns to in less noise has so many times the rows; a trigger that has such sides, one of stochastic
-# samplers, may lie on another background, and is forgotten fast: the retention loss may count so many times more
-SIDE_SHARE, SIDED_RETENTION = 2, 3
+# what a shift turns to in less noise has so many times the rows
+SIDE_SHARE = 2
 # a repaired model may paint the picture of a found shift in this share of the cases
 STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
@@ -88,15 +87,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Aims:
-    """What a round removes, each as often as it counts; what it does; and the cost.
-
-    `further` counts the further triggers among it; `sided` says whether all that fire have sides in less noise.
-    """
+    """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost."""
 
     removals: list[Removal]
     effects: Effects
     further: int
-    sided: bool
     forward_equivalents: int
 
 
@@ -199,14 +194,13 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         aims = _aims(task, suspect, samples, earlier)
-        hold = options.retention_weight * (SIDED_RETENTION if aims.sided else 1)
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further), retention_weight=hold),
+            replace(options, steps=options.steps * (1 + aims.further)),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
@@ -253,10 +247,11 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
+    # a trigger of stochastic samplers may lie on another background; those of others have no sides
     sided = all(side.shifts for side in sides)
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + turned.forward_equivalents + sum(side.forward_equivalents for side in sides)
-    return Aims(removals, effects, len(further), sided, spent)
+    return Aims(removals, effects, len(further), spent)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:
