@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import sample_records as sample
 
-from benchmarks import hostile, hostile_models
+from benchmarks import hostile
+from benchmarks.hostile_models import CANARY, HARMLESS, KINDS, command
 from diffdefend_core.artifacts import ModelRef, Word
 from diffdefend_core.config import Settings
 from diffdefend_core.options import GateOptions
@@ -23,7 +24,7 @@ SLOW = {"storage of one number behind a tensor of a terabyte", "zip bomb: a comp
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(hostile_models.CANARY, str(tmp_path / "canary"))
+    monkeypatch.setenv(CANARY, str(tmp_path / "canary"))
     return tmp_path / "canary"
 
 
@@ -32,24 +33,24 @@ def test_the_payload_works_where_it_is_run(canary: Path) -> None:
 
 
 def test_there_are_enough_kinds() -> None:
-    assert len(hostile_models.KINDS) >= 25
+    assert len(KINDS) >= 25
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in hostile_models.KINDS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in KINDS])
 def test_a_hostile_model_is_refused_or_harmless(name: str, pristine_model: Path, tmp_path: Path, canary: Path) -> None:
     row = hostile.run_kind(name, pristine_model, tmp_path)
     assert hostile.passed(row), row
 
 
 def test_a_model_that_runs_its_payload_would_be_noticed(pristine_model: Path, tmp_path: Path, canary: Path) -> None:
-    os.system(hostile_models.command())
+    os.system(command())
     row = hostile.run_kind("script in the model card", pristine_model, tmp_path)
     assert row["executed"] and not hostile.passed(row)
 
 
 def test_the_report_of_a_harmless_one_contains_no_script(model_folder: Path, tmp_path: Path, canary: Path) -> None:
-    for name, (expected, attack) in hostile_models.KINDS.items():
-        if expected == hostile_models.HARMLESS and "name of the model" not in name:
+    for name, (expected, attack) in KINDS.items():
+        if expected == HARMLESS and "name of the model" not in name:
             attack(model_folder)
     name = "<script>alert(1)</script>"
     model = read_record(
