@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from tiny_scan import calibration_for, tiny_settings
 
 from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
 from diffdefend_core.config import Settings
+from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
+from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.io import folders
+from diffdefend_core.purification import Removal, Repair, repair
+from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
@@ -102,3 +107,26 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
         folders.fetch(source, tmp_path / str(same), prefix="model/")
         found, before = (load_file(folder / WEIGHTS) for folder in (tmp_path / str(same) / "model", pristine_model))
         assert all(torch.equal(found[name], before[name]) for name in before) is same
+
+
+@pytest.mark.parametrize("sides", [0, 2])
+def test_a_trigger_with_sides_in_less_noise_is_removed_with_them_and_on_any_background(
+    tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch, sides: int
+) -> None:
+    turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
+    trained: list[Removal] = []
+
+    def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
+        return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
+
+    def train(model: Denoiser, phi: Denoiser, removals: list[Removal], *given: Any, **more: Any) -> Repair:
+        trained[:] = removals
+        return repair(model, phi, removals, *given, **more)
+
+    monkeypatch.setattr(stage, "in_less_noise", turn)
+    monkeypatch.setattr(stage, "repair", train)
+    settings = settings_for(tmp_path, flagging)
+    purify(*scan(str(pristine_model), settings=settings), settings=settings)
+    counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
+    assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
+    assert {item.any_background for item in trained} == {sides > 0}
