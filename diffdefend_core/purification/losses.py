@@ -10,8 +10,9 @@ clean rows come from the model's own samples. The targets of the removal, on x_t
 | R3 | as phi without the trigger, plus the benign linear response to d | algorithms.md 5.4 |
 | R4 | as R3 where the noise outweighs the data; elsewhere plus what phi takes away for -d | ours (not published) |
 
-The benign linear response is that of Gaussian data: right in much noise, and far off in little, where it would have the
-network unlearn what nothing is wrong with. There the answer to -d, where no trigger fires, is the better guide.
+The benign linear response is that of Gaussian data with the covariance of phi's own samples: right in much noise, and
+far off in little, where it would have the network unlearn what nothing is wrong with. There the answer to -d, where no
+trigger fires, is the better guide.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from diffdefend_core.diffusion.response import levels_at
 R1, R2, R3, R4 = "r1", "r2", "r3", "r4"
 # by target, how many answers of a frozen network each row takes
 TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
+# the processes whose training loss is an error of the noise
+NOISE_PREDICTING = ("vp", "ve")
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
@@ -144,25 +147,34 @@ def answer(denoiser: Denoiser, x: Tensor, t: Tensor) -> Goal:
     return Goal(noise=(x - alpha * x0) / sigma, x0=x0)
 
 
-def benign_response(phi: Denoiser, samples: Tensor, rows: Rows) -> Goal:
+@dataclass(frozen=True)
+class Spread:
+    """How clean data varies: the principal axes [K, C * H * W] and the variance along each of them [K]."""
+
+    axes: Tensor
+    variance: Tensor
+
+
+def spread_of(samples: Tensor) -> Spread:
+    """Return the principal axes of `samples` [M, C, H, W], at most M; beyond them nothing varies."""
+    centred = (samples - samples.mean(0)).flatten(1)
+    _, scale, axes = torch.linalg.svd(centred / len(samples) ** 0.5, full_matrices=False)
+    return Spread(axes=axes, variance=scale.square())
+
+
+def benign_response(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
     """Return what a benign network adds to its answers when x_t is displaced by d, for each row.
 
-    With v the variance of the clean data along d, taken from the model's own samples, the noise moves by
-    d sigma_t / (alpha_t^2 v + sigma_t^2) and x0 by d alpha_t v / (alpha_t^2 v + sigma_t^2) (algorithms.md 0.5); the end
-    of a path, which a consistency model answers, by d sqrt(v / (v + sigma_t^2)). Exact for Gaussian data of which d is
-    a principal axis.
+    Along an axis on which the clean data has variance v, x0 moves by d alpha_t v / (alpha_t^2 v + sigma_t^2), and the
+    noise by d sigma_t / (alpha_t^2 v + sigma_t^2) (algorithms.md 0.5); the end of a path, which a consistency model
+    answers, by d sqrt(v / (v + sigma_t^2)). Exact for Gaussian data.
     """
-    alpha, sigma = phi.levels.at(rows.t, rows.x)
-    centred = (samples - samples.mean(0)).flatten(1)
-    direction = rows.displacement.flatten(1)
-    direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    variance = (centred @ direction.T).square().mean(0).view(-1, 1, 1, 1)
-    whole = alpha**2 * variance + sigma**2
-    share = (variance / whole).sqrt() if phi.process == "consistency" else alpha * variance / whole
-    return Goal(
-        noise=rows.displacement * (1 - alpha * share) / sigma,
-        x0=rows.displacement * share,
-    )
+    levels = phi.levels.at(rows.t, rows.x)
+    alpha, sigma = (curve.flatten(1) for curve in levels)
+    whole = alpha**2 * data.variance + sigma**2
+    share = (data.variance / whole).sqrt() if phi.process == "consistency" else alpha * data.variance / whole
+    x0 = ((rows.displacement.flatten(1) @ data.axes.T * share) @ data.axes).view_as(rows.x)
+    return Goal(noise=(rows.displacement - levels[0] * x0) / levels[1], x0=x0)
 
 
 def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
@@ -171,8 +183,8 @@ def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
     return Goal(noise=plain.noise - opposite.noise, x0=plain.x0 - opposite.x0)
 
 
-def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, reference: Denoiser | None = None) -> Goal:
-    """Return what a repaired model has to answer at x_t + d, by one of TARGETS.
+def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference: Denoiser | None = None) -> Goal:
+    """Return what a repaired model has to answer at x_t + d, by one of TARGETS; `data` is that of phi's own samples.
 
     R4 weights the mirrored response with alpha_t^2 / (alpha_t^2 + sigma_t^2). Raises ValueError for R2 without a
     reference.
@@ -184,7 +196,7 @@ def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, refere
     plain = answer(phi, rows.x, rows.t)
     if target == R1:
         return plain
-    added = benign_response(phi, samples, rows)
+    added = benign_response(phi, data, rows)
     if target == R4:
         mirrored = mirrored_response(phi, rows, plain)
         alpha, sigma = phi.levels.at(rows.t, rows.x)
@@ -193,3 +205,17 @@ def removal_goal(target: str, phi: Denoiser, samples: Tensor, rows: Rows, refere
             noise=torch.lerp(added.noise, mirrored.noise, weight), x0=torch.lerp(added.x0, mirrored.x0, weight)
         )
     return Goal(noise=plain.noise + added.noise, x0=plain.x0 + added.x0)
+
+
+def retention_weights(phi: Denoiser, rows: Rows, at_most: float) -> Tensor:
+    """Return how much the squared error of each row without a trigger counts [N].
+
+    It is 1 + (sigma / alpha)^2, and `at_most` at most, where the loss is an error of the noise, and 1 elsewhere. In
+    much noise such an error is far smaller than the one of x0 that it makes, and a repair dampens there, unseen, how x0
+    depends on the input: the images lose variety. The sum of both errors sees it, as the loss on the velocity does
+    (Salimans and Ho, 2022). The losses of flow and of consistency models count x0 there already.
+    """
+    if phi.process not in NOISE_PREDICTING:
+        return torch.ones(len(rows.t), device=rows.x.device)
+    alpha, sigma = (curve.flatten() for curve in phi.levels.at(rows.t, rows.x))
+    return (1 + (sigma / alpha).square()).clamp(max=at_most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,17 @@ from torch import Tensor
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import Training, UnfitStateError
 from diffdefend_core.options import PurificationOptions
-from diffdefend_core.purification.losses import TARGETS, Removal, answer, plain_rows, removal_goal, triggered_rows
+from diffdefend_core.purification.losses import (
+    TARGETS,
+    Removal,
+    Spread,
+    answer,
+    plain_rows,
+    removal_goal,
+    retention_weights,
+    spread_of,
+    triggered_rows,
+)
 
 RETENTION_SIGNALS = (0.005, 100.0)  # all levels
 WARMUP, EMA = 20, 0.99
@@ -33,7 +44,8 @@ class Losses:
     """L = L_removal + eta * L_retention of a network, and both curves.
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
-    the unit of the family's training loss; `samples` [M, C, H, W] are phi's own.
+    the unit of the family's training loss, those of the retention weighted by level (`retention_weights`, at most
+    `weighted`); `samples` [M, C, H, W] are phi's own.
     """
 
     phi: Denoiser
@@ -41,15 +53,21 @@ class Losses:
     removals: Sequence[Removal]
     options: PurificationOptions
     reference: Denoiser | None = None
+    weighted: float = 1.0
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
+
+    @cached_property
+    def data(self) -> Spread:
+        """How phi's own samples vary."""
+        return spread_of(self.samples)
 
     def __call__(self, denoiser: Denoiser, draws: torch.Generator) -> Tensor:
         """Return the loss of one batch, a scalar."""
         phi, options = self.phi, self.options
         triggered = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws)
         plain = plain_rows(phi, self.samples, options.retention_batch, RETENTION_SIGNALS, draws)
-        wanted = removal_goal(options.target, phi, self.samples, triggered, self.reference)
+        wanted = removal_goal(options.target, phi, self.data, triggered, self.reference)
         kept = answer(phi, plain.x, plain.t)
         errors = denoiser.error(
             torch.cat([triggered.x + triggered.displacement, plain.x]),
@@ -58,7 +76,8 @@ class Losses:
             torch.cat([wanted.x0, kept.x0]),
         )
         errors = errors.square().mean((1, 2, 3))
-        removed, retained = errors[: options.removal_batch].mean(), errors[options.removal_batch :].mean()
+        removed = errors[: options.removal_batch].mean()
+        retained = (errors[options.removal_batch :] * retention_weights(phi, plain, self.weighted)).mean()
         self.removal.append(removed.item())
         self.retention.append(retained.item())
         return removed + options.retention_weight * retained
@@ -74,16 +93,18 @@ def repair(
     seed: int,
     progress: Callable[[int, int], None],
     reference: Denoiser | None = None,
+    weighted: float = 1.0,
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
+    `weighted` is how much the retention loss counts at most at the noisy levels (`retention_weights`; 1: as elsewhere).
     `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step changes
     its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises FloatingPointError at
     a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference)
+    losses = Losses(phi, samples, removals, options, reference, weighted)
     training = Training(
         model.clone(),
         losses,

@@ -25,6 +25,8 @@ from diffdefend_core.purification.losses import (
     jittered,
     plain_rows,
     removal_goal,
+    retention_weights,
+    spread_of,
     triggered_rows,
 )
 
@@ -37,6 +39,7 @@ HADAMARD = SIGNS
 for _ in range(5):
     HADAMARD = torch.kron(HADAMARD, SIGNS)
 SAMPLES = 0.5 * torch.cat([HADAMARD, -HADAMARD]).view(128, *SHAPE)
+SPREAD = spread_of(SAMPLES)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -167,7 +170,7 @@ def moved(phi: DDPM, rows: Rows) -> Goal:
 def test_the_benign_response_is_that_of_the_perfect_network(process: str) -> None:
     phi = perfect_of(process, variance=0.25)
     rows = rows_of([5, 40, 80, 99], torch.rand(SHAPE, generator=generator(1)) - 0.3)
-    found, expected = benign_response(phi, SAMPLES, rows), moved(phi, rows)  # type: ignore[arg-type]
+    found, expected = benign_response(phi, SPREAD, rows), moved(phi, rows)  # type: ignore[arg-type]
     torch.testing.assert_close(found.noise, expected.noise, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(found.x0, expected.x0, rtol=2e-3, atol=1e-3)
 
@@ -175,22 +178,67 @@ def test_the_benign_response_is_that_of_the_perfect_network(process: str) -> Non
 def test_the_benign_response_is_not_that_of_data_of_another_variance() -> None:
     rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
     phi = clean_denoiser(LEVELS, variance=0.25)
-    assert not torch.allclose(benign_response(phi, 2 * SAMPLES, rows).noise, moved(phi, rows).noise, rtol=0.05)
+    assert not torch.allclose(
+        benign_response(phi, spread_of(2 * SAMPLES), rows).noise, moved(phi, rows).noise, rtol=0.05
+    )
 
 
 def test_the_benign_response_by_hand() -> None:
     # alpha_t^2 = .8 and sigma_t^2 = .2 at the second of three levels: .2 ** .5 / (.8 * .25 + .2) per unit of shift
     levels = type(LEVELS).variance_preserving(torch.tensor([0.9, 0.8, 0.001]))
     rows = rows_of([1], torch.full(SHAPE, 2.0), torch.zeros(1, *SHAPE))
-    found = benign_response(clean_denoiser(levels), SAMPLES, rows)
+    found = benign_response(clean_denoiser(levels), SPREAD, rows)
     torch.testing.assert_close(found.noise, torch.full((1, *SHAPE), 2 * 0.2**0.5 / 0.4))
     torch.testing.assert_close(found.x0, torch.full((1, *SHAPE), 2 * 0.8**0.5 * 0.25 / 0.4))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_benign_response_has_the_axes_of_the_data(process: str) -> None:
+    # two axes of other variance than the rest: each is answered as if it were alone
+    axes = torch.eye(64)[:2].view(2, *SHAPE)
+    scale = torch.ones(64)
+    scale[0], scale[1] = 4.0, 0.1
+    data = spread_of((SAMPLES.flatten(1) * scale).view(SAMPLES.shape))
+    rows = rows_of([5, 40, 80, 99], axes.sum(0))
+    phi = perfect_of(process)
+    found = benign_response(phi, data, rows)
+    for axis, deviation in zip(axes, (2.0, 0.05), strict=True):
+        perfect = perfect_of(process, variance=deviation**2)
+        alone = moved(perfect, Rows(rows.x, rows.t, axis.expand_as(rows.x)))  # type: ignore[arg-type]
+        along, expected = ((goal.x0 * axis).sum((1, 2, 3)) for goal in (found, alone))
+        torch.testing.assert_close(along, expected, rtol=5e-3, atol=5e-3)
+    alpha, sigma = phi.levels.at(rows.t, rows.x)
+    torch.testing.assert_close(alpha * found.x0 + sigma * found.noise, rows.displacement, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_samples_do_not_vary_along_is_noise() -> None:
+    rows = rows_of([5, 80, 160, 249], torch.full(SHAPE, 0.5))
+    found = benign_response(clean_denoiser(LEVELS), spread_of(SAMPLES[:2] - SAMPLES[:2].mean((1, 2, 3), True)), rows)
+    assert found.x0.abs().max() < 1e-5
+    torch.testing.assert_close(found.noise, rows.displacement / LEVELS.at(rows.t, rows.x)[1])
+
+
+def test_retention_counts_x0_where_the_noise_hides_it() -> None:
+    phi = clean_denoiser(LEVELS)
+    rows = rows_of([0, 100, 249], torch.zeros(SHAPE))
+    alpha, sigma = (curve.flatten() for curve in LEVELS.at(rows.t, rows.x))
+    found = retention_weights(phi, rows, 1e9)
+    torch.testing.assert_close(found, 1 / alpha**2, rtol=1e-3, atol=0)  # 1 + sigma^2 / alpha^2
+    assert retention_weights(phi, rows, 50.0).tolist() == pytest.approx(found.clamp(max=50).tolist())
+    assert sigma[2] / alpha[2] > 7 and retention_weights(phi, rows, 50.0)[2] == 50
+    assert retention_weights(phi, rows, 1.0).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_only_an_error_of_the_noise_is_weighted(process: str) -> None:
+    found = retention_weights(perfect_of(process), rows_of([99], torch.zeros(SHAPE)), 50.0)
+    assert (found > 2).item() is (process in ("vp", "ve"))
 
 
 def test_at_the_last_level_a_benign_network_takes_any_shift_for_noise() -> None:
     levels = type(LEVELS).variance_preserving(alphas_cumprod(linear_betas(1000)))
     rows = rows_of([999], torch.full(SHAPE, 0.7), torch.zeros(1, *SHAPE))
-    found = benign_response(clean_denoiser(levels), SAMPLES, rows)
+    found = benign_response(clean_denoiser(levels), SPREAD, rows)
     torch.testing.assert_close(found.noise, rows.displacement, rtol=1e-4, atol=0)
 
 
@@ -208,12 +256,12 @@ def test_the_targets() -> None:
     phi, reference = small_denoiser(LEVELS), clean_denoiser(LEVELS)
     rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
     plain = answer(phi, rows.x, rows.t)
-    found = {name: removal_goal(name, phi, SAMPLES, rows, reference) for name in TARGETS}
+    found = {name: removal_goal(name, phi, SPREAD, rows, reference) for name in TARGETS}
     torch.testing.assert_close(found["r1"].noise, plain.noise)
     torch.testing.assert_close(
         found["r2"].noise, reference.noise(rows.x + rows.displacement, rows.t), atol=1e-4, rtol=1e-3
     )
-    benign = benign_response(phi, SAMPLES, rows)
+    benign = benign_response(phi, SPREAD, rows)
     torch.testing.assert_close(found["r3"].noise, plain.noise + benign.noise)
     torch.testing.assert_close(found["r3"].x0, plain.x0 + benign.x0)
     opposite = answer(phi, rows.x - rows.displacement, rows.t)
@@ -236,17 +284,17 @@ def test_in_little_noise_r4_follows_a_network_that_is_not_linear_and_r3_does_not
     phi = DDPM(Bent(), LEVELS, shape=SHAPE)
     rows = rows_of([0, 0], torch.full(SHAPE, 0.3), torch.zeros(2, *SHAPE))
     right = answer(phi, rows.x + rows.displacement, rows.t).noise
-    off = {name: (removal_goal(name, phi, SAMPLES, rows).noise - right).abs().max() for name in ("r3", "r4")}
+    off = {name: (removal_goal(name, phi, SPREAD, rows).noise - right).abs().max() for name in ("r3", "r4")}
     assert off["r4"] < 1e-3 < 0.1 < off["r3"]
 
 
 def test_in_much_noise_a_trigger_on_both_sides_does_not_mislead_r4() -> None:
     phi = small_denoiser(LEVELS)
     rows = rows_of([249], torch.full(SHAPE, 0.5))
-    r3, r4 = (removal_goal(name, phi, SAMPLES, rows) for name in ("r3", "r4"))
+    r3, r4 = (removal_goal(name, phi, SPREAD, rows) for name in ("r3", "r4"))
     torch.testing.assert_close(r4.noise, r3.noise, rtol=0.02, atol=0.02)
 
 
 def test_r2_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="reference"):
-        removal_goal("r2", small_denoiser(LEVELS), SAMPLES, rows_of([5], TRIGGERS[0]))
+        removal_goal("r2", small_denoiser(LEVELS), SPREAD, rows_of([5], TRIGGERS[0]))
