@@ -110,17 +110,19 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
 
 
 @pytest.mark.parametrize("sides", [0, 2])
-def test_a_trigger_with_sides_in_less_noise_is_removed_with_them_and_on_any_background(
+def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_retention_counts_more_in_much_noise(
     tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch, sides: int
 ) -> None:
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
     trained: list[Removal] = []
+    weighted: list[float] = []
 
     def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
         return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
 
     def train(model: Denoiser, phi: Denoiser, removals: list[Removal], *given: Any, **more: Any) -> Repair:
         trained[:] = removals
+        weighted.append(more["weighted"])
         return repair(model, phi, removals, *given, **more)
 
     monkeypatch.setattr(stage, "in_less_noise", turn)
@@ -130,3 +132,4 @@ def test_a_trigger_with_sides_in_less_noise_is_removed_with_them_and_on_any_back
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
     assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
     assert {item.any_background for item in trained} == {sides > 0}
+    assert set(weighted) == {stage.NOISY_RETENTION if sides else 1.0}
