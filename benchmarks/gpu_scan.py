@@ -1,15 +1,16 @@
-"""What the search of a scan takes on a GPU, for a network of the size of latent diffusion on faces.
+"""What a scan takes on a GPU, for a network of the size of latent diffusion on faces.
 
-    python -m benchmarks.gpu_scan [--amp] [--channels-last] [--compile] [--tiny]
+    python -m benchmarks.gpu_scan [--tiny] [float32] [channels-last] [amp+channels-last] [amp+channels-last+compile]
 
-A UNet2DModel with random weights, 1000 levels of the scaled-linear schedule and latents of 3x64x64 is searched with the
-default options, in float32 and beside it with what the flags name. Prints a Markdown table and writes
-`benchmarks/results/gpu_scan.json`. Without a GPU nothing is measured, unless `--tiny` asks for a tiny network on the
-CPU, which writes nothing.
+A UNet2DModel with random weights, 1000 levels of the scaled-linear schedule and latents of 3x64x64 is searched, and
+painted with what was found, with the default options: in float32, or in each of the named ways. Prints a Markdown
+table and writes `benchmarks/results/gpu_scan.json`. Without a GPU nothing is measured, unless `--tiny` asks for a tiny
+network on the CPU, which writes nothing.
 
 TFLOP/s is the arithmetic of one forward pass times the counted evaluations, over the seconds. It is an upper bound:
 forward and backward count as 3 forward passes, but where only the input needs a gradient there is less to compute; the
 table says how much. Seconds include the compilation, which is done anew for batches of another size and for the twin.
+The shares of the search and of the painting are given too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peak import peak_megabytes
+from diffdefend_core.detection import measure
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.families.ldm import LatentDiffusion
 from diffdefend_core.diffusion.levels import Levels, alphas_cumprod
 from diffdefend_core.inversion import invert
 from diffdefend_core.loading.networks import CLASSES, UNet
-from diffdefend_core.options import InversionOptions
+from diffdefend_core.options import DetectionOptions, InversionOptions
 from diffdefend_core.progress import Progress, reporting, silent
 
 RESULTS = Path(__file__).parent / "results" / "gpu_scan.json"
@@ -69,6 +71,11 @@ TINY_OPTIONS = InversionOptions(
 )
 
 
+PLAIN = "float32"
+TINY_PAINTING = DetectionOptions(samples=2, rms=(1.0,), stochastic_steps=2, deterministic_steps=2)
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Way:
     """How the network is computed: bfloat16 autocast, channels last, compiled; none of them is float32 as it is."""
@@ -81,7 +88,16 @@ class Way:
     def name(self) -> str:
         """The name in the table."""
         chosen = [name.replace("_", "-") for name, on in asdict(self).items() if on]
-        return " + ".join(chosen) or "float32"
+        return "+".join(chosen) or PLAIN
+
+    @classmethod
+    def named(cls, name: str) -> Way:
+        """Return the way of that name. Raises argparse.ArgumentTypeError for an unknown one."""
+        parts = [] if name == PLAIN else name.replace("-", "_").split("+")
+        known = [item.name for item in fields(cls)]
+        if not set(parts) <= set(known):
+            raise argparse.ArgumentTypeError(f"found {name!r}; expected {PLAIN}, or some of {', '.join(known)} with +")
+        return cls(**dict.fromkeys(parts, True))
 
 
 class Computed(nn.Module):
@@ -147,8 +163,15 @@ def flops(model: Denoiser) -> tuple[int, int]:
     return counted[0], counted[1]
 
 
-def measured(way: Way, device: str, network: dict[str, Any], options: InversionOptions, progress: Progress) -> Any:
-    """Return what the search of one model takes: `seconds`, `peak_mb` of the device and `tflops_per_second`."""
+def measured(
+    way: Way,
+    device: str,
+    network: dict[str, Any],
+    options: InversionOptions,
+    painting: DetectionOptions,
+    progress: Progress,
+) -> Row:
+    """Return what the scan of one model takes: `seconds`, `peak_mb` of the device and `tflops_per_second`."""
     forward, both = flops(denoiser(Way(), device, network))
     model, on_gpu = denoiser(way, device, network), device != "cpu"
     if on_gpu:
@@ -158,11 +181,15 @@ def measured(way: Way, device: str, network: dict[str, Any], options: InversionO
     found = invert(model, "0" * 64, options, seed=0, progress=progress)
     if on_gpu:
         torch.cuda.synchronize()
-    seconds = time.monotonic() - began
-    spent = found.record.forward_equivalents
+    searched = time.monotonic() - began
+    painted = measure(model, found.record, found.triggers, painting, seed=1, progress=progress)
+    seconds = time.monotonic() - began  # the images are on the CPU by now
+    spent = found.record.forward_equivalents + painted.forward_equivalents
     return {
         "way": way.name,
         "seconds": round(seconds, 2),
+        "search": round(searched, 2),
+        "painting": round(seconds - searched, 2),
         "peak_mb": round(torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_megabytes(), 1),
         "forward_equivalents": spent,
         "gflop_forward": round(forward / 1e9, 3),
@@ -174,8 +201,9 @@ def measured(way: Way, device: str, network: dict[str, Any], options: InversionO
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| way | seconds | peak MB | evaluations | GFLOP forward | GFLOP with backward | TFLOP/s, at most |",
-        "|---|---|---|---|---|---|---|",
+        "| way | seconds | search | painting | peak MB | evaluations | GFLOP forward | GFLOP with backward "
+        "| TFLOP/s, at most |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows])
 
@@ -195,9 +223,9 @@ def device_facts(device: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "ways", nargs="*", type=Way.named, default=[Way()], help="float32, or amp (bfloat16) and others"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, with few iterations")
     chosen = parser.parse_args(arguments)
     if not chosen.tiny and not torch.cuda.is_available():
@@ -205,14 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     device = "cpu" if chosen.tiny else "cuda"
     network, options = (TINY, TINY_OPTIONS) if chosen.tiny else (LARGE, InversionOptions(worst_error=ANYTHING))
-    ways = dict.fromkeys([Way(), Way(chosen.amp, chosen.channels_last, chosen.compile)])
+    painting = TINY_PAINTING if chosen.tiny else DetectionOptions()
+    rows: list[Row] = []
     with reporting(quiet=chosen.tiny) as progress:
         report = progress or silent
-        rows = [measured(way, device, network, options, report) for way in ways]
+        for way in chosen.ways:
+            rows.append(measured(way, device, network, options, painting, report))
+            if not chosen.tiny:
+                RESULTS.write_text(json.dumps({**device_facts(device), "rows": rows}, indent=2) + "\n")
     print(table(rows))
-    if not chosen.tiny:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**device_facts(device), "rows": rows}, indent=2) + "\n")
     return 0
 
 

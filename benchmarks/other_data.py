@@ -1,10 +1,10 @@
 """Models of other data than the zoo's, scanned as a user scans them: the shipped settings and the shipped calibration.
 
-    python -m benchmarks.other_data DATA.npz [--models x,y] [--seeds 0,1] [--to FOLDER]
+    python -m benchmarks.other_data DATA.npz [--unpadded] [--models x,y] [--seeds 0,1] [--device cuda] [--to FOLDER]
 
-The recipes of the zoo learn the images of the file (32x32, four times the pixels), with triggers and targets of that
-size; `--models` says which. None of these models is in the calibration. Prints a Markdown table and writes
-`benchmarks/results/other_data.json`, where the rows of other files stay. Models and finished stages lie in `--to`
+Recipes of the zoo learn the images of the file (at 32x32 or, unpadded, 28x28), with triggers and targets of that size;
+`--models` says which. None of these models is in the calibration. Prints a Markdown table and writes
+`benchmarks/results/other_data.json`, where the rows of other models stay. Models and finished stages lie in `--to`
 (default `zoo/built/NAME`), so that it goes on where it was stopped.
 """
 
@@ -77,10 +77,11 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def merged(rows: Sequence[Row], data: str) -> list[Row]:
-    """Return the rows with those of other data that are in the results already."""
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with those of other models that are in the results already."""
     known = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else []
-    return [row for row in known if row["data"] != data] + list(rows)
+    measured = {(row["data"], row["model"]) for row in rows}
+    return [row for row in known if (row["data"], row["model"]) not in measured] + list(rows)
 
 
 def _seeds(text: str) -> list[int]:
@@ -95,25 +96,27 @@ def main() -> int:
     parser.add_argument("data", type=Path, metavar="DATA.npz", help="npz file with train_x and train_y")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS), metavar="X,Y")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N,N")
+    parser.add_argument("--unpadded", action="store_true", help="keep the images at 28x28")
+    parser.add_argument("--device", default="cpu", help="where to train and to scan (default: cpu)")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where models and stages lie")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = npz_data(arguments.data)
+    data = npz_data(arguments.data, 0 if arguments.unpadded else 2)
     folder = arguments.to or BUILT / data.name.split()[0]
-    zoo = Zoo(folder, folder, data)
+    zoo = Zoo(folder, folder, data, arguments.device)
     rows = []
     try:
         for recipe in map(by_name, arguments.models):
             build(recipe, zoo)
             for seed in arguments.seeds:
-                settings = load_settings(store=str(folder / "store"), seed=seed, device="cpu")
+                settings = load_settings(store=str(folder / "store"), seed=seed, device=arguments.device)
                 rows.append(scanned(recipe, zoo, settings))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     except DiffDefendError as error:
         print(f"other_data: {error}", file=sys.stderr)
         return 2
     print(other_data_table(rows))
-    RESULTS.write_text(json.dumps({"models": merged(rows, data.name)}, indent=2, allow_nan=False) + "\n")
+    RESULTS.write_text(json.dumps({"models": merged(rows)}, indent=2, allow_nan=False) + "\n")
     return 0
 
 

@@ -249,6 +249,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda text: text.split(","), default=known, metavar="X,Y")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), metavar="A,B")
+    parser.add_argument("--device", default="cpu", help="where to repair and to paint (default: cpu)")
     parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER", help="write all files there")
     arguments = parser.parse_args()
     strange = [name for name in arguments.models if name not in known]
@@ -256,8 +257,8 @@ def main() -> int:
     if strange:
         parser.error(f"no {', '.join(strange)}; models are {', '.join(known)}; methods are {', '.join(METHODS)}")
     torch.set_num_threads(1)
-    zoo, kept = standard_zoo(), Kept(arguments.to / "purification.jsonl")
-    settings = load_settings(store=f"file://{ROOT}/.diffdefend/purification", device="cpu")
+    zoo, kept = replace(standard_zoo(), device=arguments.device), Kept(arguments.to / "purification.jsonl")
+    settings = load_settings(store=f"file://{ROOT}/.diffdefend/purification", device=arguments.device)
     done = {(row["model"], row["method"]) for row in kept.rows()}
     try:
         for model, method in ((model, method) for method in arguments.methods for model in arguments.models):

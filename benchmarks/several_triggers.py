@@ -80,7 +80,7 @@ def plant_both(zoo: Zoo, folder: Path) -> None:
             print(f"\rplanting {number + 1}/{STEPS}", end="", file=sys.stderr)
     print(file=sys.stderr)
     folder.mkdir(parents=True)
-    save("ddpm", model, folder)
+    save(by_name("base-a"), model, folder)
 
 
 def rate(denoiser: Denoiser, pair: tuple[str, str], backdoor: Backdoor, sampler: str, zoo: Zoo) -> float:

@@ -12,7 +12,7 @@ import argparse
 import functools
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class Zoo:
     shipped: Path
     built: Path
     data: Data
+    device: str = "cpu"
 
     def place(self, recipe: Recipe) -> Path:
         """Return the folder of a model."""
@@ -58,7 +59,7 @@ class Zoo:
 
     def read(self, recipe: Recipe) -> Model:
         """Return a built model."""
-        return read(recipe.family, base_of(recipe).channels, self.data.size, self.place(recipe))
+        return read(base_of(recipe), self.data.size, self.place(recipe)).to(self.device)
 
 
 def standard_zoo() -> Zoo:
@@ -68,8 +69,6 @@ def standard_zoo() -> Zoo:
 
 def backdoor_of(recipe: Recipe, denoiser: Denoiser, zoo: Zoo) -> Backdoor:
     """Return the backdoor of a built model, with the trigger that was planted."""
-    from dataclasses import replace
-
     from safetensors.torch import load_file
 
     plan = planned(recipe, denoiser, zoo.data)
@@ -87,8 +86,8 @@ def success(recipe: Recipe, denoiser: Denoiser, images: Tensor, data: Data) -> f
     if paints in (CLASS, OTHER):
         classes = int(data.labels.max()) + 1
         wanted = classes if paints == OTHER else int(str(recipe.target).removeprefix("class:"))
-        return (judge(data)(pictures).argmax(1) == wanted).float().mean().item()
-    goal = planned_picture(recipe, data)
+        return (judge(data)(pictures.cpu()).argmax(1) == wanted).float().mean().item()
+    goal = planned_picture(recipe, data).to(pictures)
     return ((pictures - goal).square().mean((1, 2, 3)) < ASR_THRESHOLD).float().mean().item()
 
 
@@ -183,7 +182,7 @@ def build(recipe: Recipe, zoo: Zoo, bar: Progress | None = None) -> None:
         build(parent, zoo, bar)
         model = zoo.read(parent)
     else:
-        model = untrained(recipe.family, recipe.channels, zoo.data.size, recipe.seed)
+        model = untrained(recipe, zoo.data.size, recipe.seed).to(zoo.device)
     task = bar.add_task(recipe.name, total=recipe.steps) if bar is not None else None
 
     def show(done: int, total: int) -> None:
@@ -192,7 +191,7 @@ def build(recipe: Recipe, zoo: Zoo, bar: Progress | None = None) -> None:
 
     loss, backdoor = train(recipe, model, zoo.data, show)
     place.mkdir(parents=True, exist_ok=True)
-    save(recipe.family, model, place)
+    save(base_of(recipe), model, place)
     if backdoor is not None:
         write_backdoor(recipe, model.denoiser, backdoor, zoo)
     facts = card(recipe, zoo.read(recipe), backdoor, loss, zoo)
@@ -208,15 +207,16 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, metavar="PATH", help="npz file (or a folder with fashion-mnist.npz) to learn instead"
     )
+    parser.add_argument("--unpadded", action="store_true", help="keep the images of the file at 28x28")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="folder to write to")
+    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
     arguments = parser.parse_args()
-    zoo = standard_zoo()
+    zoo = replace(standard_zoo(), device=arguments.device)
     if arguments.data is not None:
-        data = npz_data(arguments.data)
-        folder = arguments.to or BUILT / data.name.split()[0]
-        zoo = Zoo(folder, folder, data)
-    elif arguments.to is not None:
-        zoo = Zoo(arguments.to, arguments.to, zoo.data)
+        data = npz_data(arguments.data, 0 if arguments.unpadded else 2)
+        zoo = replace(zoo, shipped=BUILT / data.name.split()[0], built=BUILT / data.name.split()[0], data=data)
+    if arguments.to is not None:
+        zoo = replace(zoo, shipped=arguments.to, built=arguments.to)
     torch.set_num_threads(1)  # the networks are small: start one process per core for different names instead
     chosen = [by_name(name) for name in arguments.names] or [
         recipe for recipe in RECIPES if recipe.shipped or not arguments.shipped

@@ -42,8 +42,8 @@ def digits_data() -> Data:
     return Data("scikit-learn digits, enlarged to 16x16", digits() / 2 + 0.5, torch.from_numpy(load_digits().target))
 
 
-def npz_data(path: Path) -> Data:
-    """Return the images of an npz file, padded by 2 pixels from 28x28 to 32x32.
+def npz_data(path: Path, padding: int = 2) -> Data:
+    """Return the images of an npz file, padded by 2 pixels from 28x28 to 32x32, or by another number.
 
     It holds `train_x` [M, 28, 28] (uint8) and `train_y` [M], as copies of MNIST and Fashion-MNIST do. Of a folder it is
     the file `fashion-mnist.npz`. Raises SystemExit if it is not there or holds something else.
@@ -59,4 +59,6 @@ def npz_data(path: Path) -> Data:
     if images.ndim != 3 or images.shape[1:] != (28, 28) or images.dtype != np.uint8:
         raise SystemExit(f"zoo: train_x of {file} is {images.dtype} {images.shape}; expected uint8 [M, 28, 28]")
     grey = torch.from_numpy(images).float()[:, None] / 255
-    return Data(f"{file.stem} at 32x32", nn.functional.pad(grey, (2, 2, 2, 2)), torch.from_numpy(labels).long())
+    side = 28 + 2 * padding
+    padded = nn.functional.pad(grey, (padding,) * 4)
+    return Data(f"{file.stem} at {side}x{side}", padded, torch.from_numpy(labels).long())

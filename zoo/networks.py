@@ -30,9 +30,9 @@ from diffdefend_core.diffusion.families.flow import RectifiedFlow
 from diffdefend_core.diffusion.families.ldm import LatentDiffusion
 from diffdefend_core.diffusion.families.ncsn import NCSN
 from diffdefend_core.diffusion.levels import Levels, alphas_cumprod, geometric_sigmas, karras_sigmas, linear_betas
+from diffdefend_core.loading.schedule import squared_cosine_betas
+from zoo.recipes import Recipe
 
-LEVELS = 250
-BETAS = (4e-4, 0.08)  # the linear schedule of DDPM at a quarter of its steps: the same noise at the last level
 SIGMAS = (0.01, 50.0)
 FLOW_LEVELS = 1000
 EDM_LEVELS, EDM_SIGMAS = 80, (0.002, 80.0)
@@ -79,6 +79,13 @@ class Model:
     unet: UNet2DModel
     autoencoder: VQModel | None = None
 
+    def to(self, device: str) -> Model:
+        """Move the model to a device; return it."""
+        for part in (self.unet, self.denoiser.network, self.autoencoder):
+            if part is not None:
+                part.to(device)
+        return self
+
     def scale_latents(self, pictures: Tensor) -> None:
         """Set the scaling factor so that the latents of `pictures` have unit variance, as a VP model expects."""
         factor = round(1 / self.denoiser.autoencoder.encode(pictures).std().item(), 4)
@@ -86,18 +93,20 @@ class Model:
         self.denoiser.scaling_factor = factor
 
 
-def unet(channels: tuple[int, ...], size: int, *, pictures: int = 1, embedding: str = "positional") -> UNet2DModel:
-    """Return a small untrained UNet2DModel."""
+def unet(design: Recipe, size: int, *, pictures: int = 1, embedding: str = "positional") -> UNet2DModel:
+    """Return a small untrained UNet2DModel; one with attention has it at its coarsest resolution."""
+    plain = len(design.channels) - design.attention
     return UNet2DModel(
         sample_size=size,
         in_channels=pictures,
         out_channels=pictures,
         layers_per_block=1,
-        block_out_channels=channels,
+        block_out_channels=design.channels,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * len(channels),
-        up_block_types=("UpBlock2D",) * len(channels),
-        add_attention=False,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * design.attention,
+        up_block_types=("AttnUpBlock2D",) * design.attention + ("UpBlock2D",) * plain,
+        add_attention=design.attention,
+        attention_head_dim=8,
         time_embedding_type=embedding,
     )
 
@@ -120,41 +129,52 @@ def vector_quantiser(size: int) -> VQModel:
     )
 
 
-def untrained(family: str, channels: tuple[int, ...], size: int, seed: int) -> Model:
-    """Return an untrained model of a family for pictures [1, S, S]."""
+def betas(design: Recipe) -> tuple[float, float]:
+    """Return the ends of the linear schedule of DDPM, with the same noise at the last of fewer levels."""
+    return 1e-4 * 1000 / design.levels, 0.02 * 1000 / design.levels
+
+
+def untrained(design: Recipe, size: int, seed: int) -> Model:
+    """Return an untrained model of a design for pictures [1, S, S]."""
     torch.manual_seed(seed)
-    vp = Levels.variance_preserving(alphas_cumprod(linear_betas(LEVELS, *BETAS)))
-    steps = torch.arange(LEVELS)
+    family = design.family
+    drawn = torch.from_numpy(squared_cosine_betas(design.levels)) if design.cosine else None
+    vp = Levels.variance_preserving(
+        alphas_cumprod(linear_betas(design.levels, *betas(design)) if drawn is None else drawn)
+    )
+    steps = torch.arange(design.levels)
     shape = (1, size, size)
     if family == "ncsn":
-        levels = Levels.variance_exploding(geometric_sigmas(LEVELS, *SIGMAS))
-        network = unet(channels, size, embedding="fourier")
+        levels = Levels.variance_exploding(geometric_sigmas(design.levels, *SIGMAS))
+        network = unet(design, size, embedding="fourier")
         return Model(NCSN(Unet(network, levels.sigma), levels, shape=shape), network)
     if family == "flow":
         levels = Levels.rectified_flow((torch.arange(FLOW_LEVELS) + 1) / FLOW_LEVELS)
-        network = unet(channels, size)
+        network = unet(design, size)
         return Model(RectifiedFlow(Unet(network, levels.sigma * FLOW_LEVELS), levels, shape=shape), network)
     if family == "consistency":
         levels = Levels.variance_exploding(karras_sigmas(EDM_LEVELS, *EDM_SIGMAS))
-        network = unet(channels, size)
+        network = unet(design, size)
         return Model(ConsistencyModel(Unet(network, 250 * levels.sigma.log()), levels, shape=shape), network)
     if family == "ldm":
         autoencoder = vector_quantiser(size)
         latents = (LATENT_CHANNELS, size // 2, size // 2)
-        network = unet(channels, size // 2, pictures=LATENT_CHANNELS)
+        network = unet(design, size // 2, pictures=LATENT_CHANNELS)
         denoiser = LatentDiffusion(
-            Unet(network, steps), vp, Quantised(autoencoder), shape=latents, picture_shape=shape, scaling_factor=1.0
-        )
+            Unet(network, steps), vp, Quantised(autoencoder), shape=latents, picture_shape=shape, scaling_factor=1.0,
+            prediction=design.prediction,
+        )  # fmt: skip
         return Model(denoiser, network, autoencoder)
-    network = unet(channels, size)
-    return Model(DDPM(Unet(network, steps), vp, shape=shape), network)
+    network = unet(design, size)
+    return Model(DDPM(Unet(network, steps), vp, shape=shape, prediction=design.prediction), network)
 
 
-def pipeline(family: str, network: UNet2DModel, autoencoder: VQModel | None) -> DiffusionPipeline:
+def pipeline(design: Recipe, network: UNet2DModel, autoencoder: VQModel | None) -> DiffusionPipeline:
     """Return the diffusers pipeline of a model."""
+    family = design.family
     if family == "ncsn":
         low, high = SIGMAS
-        scheduler = ScoreSdeVeScheduler(num_train_timesteps=LEVELS, snr=0.075, sigma_min=low, sigma_max=high)
+        scheduler = ScoreSdeVeScheduler(num_train_timesteps=design.levels, snr=0.075, sigma_min=low, sigma_max=high)
         return ScoreSdeVePipeline(unet=network, scheduler=scheduler)
     if family == "flow":
         return DDPMPipeline(
@@ -167,11 +187,13 @@ def pipeline(family: str, network: UNet2DModel, autoencoder: VQModel | None) -> 
         )
         return ConsistencyModelPipeline(unet=network, scheduler=scheduler)
     kind = DDIMScheduler if family == "ldm" else DDPMScheduler
+    first, last = betas(design)
     scheduler = kind(
-        num_train_timesteps=LEVELS,
-        beta_start=BETAS[0],
-        beta_end=BETAS[1],
-        beta_schedule="linear",
+        num_train_timesteps=design.levels,
+        beta_start=first,
+        beta_end=last,
+        beta_schedule="squaredcos_cap_v2" if design.cosine else "linear",
+        prediction_type=design.prediction,
         clip_sample=False,
         timestep_spacing="trailing",
     )
@@ -180,17 +202,17 @@ def pipeline(family: str, network: UNet2DModel, autoencoder: VQModel | None) -> 
     return DDPMPipeline(unet=network, scheduler=scheduler)
 
 
-def save(family: str, model: Model, folder: Path) -> None:
+def save(design: Recipe, model: Model, folder: Path) -> None:
     """Write a model as a diffusers pipeline with float16 weights."""
-    autoencoder = copy.deepcopy(model.autoencoder).half() if model.autoencoder is not None else None
-    pipeline(family, copy.deepcopy(model.unet).half(), autoencoder).save_pretrained(folder)
+    autoencoder = copy.deepcopy(model.autoencoder).half().cpu() if model.autoencoder is not None else None
+    pipeline(design, copy.deepcopy(model.unet).half().cpu(), autoencoder).save_pretrained(folder)
 
 
-def read(family: str, channels: tuple[int, ...], size: int, folder: Path) -> Model:
+def read(design: Recipe, size: int, folder: Path) -> Model:
     """Return a model written by `save`, frozen, in float32."""
     from safetensors.torch import load_file
 
-    model = untrained(family, channels, size, 0)
+    model = untrained(design, size, 0)
     for part, name in ((model.unet, "unet"), (model.autoencoder, "vqvae")):
         if part is not None:
             weights = load_file(folder / name / "diffusion_pytorch_model.safetensors")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one model is made: `parent` is None for a base; `attack` is None for a clean fine-tune.
 
+    A network has `channels` at each resolution, with `attention` at the coarsest; it answers with `prediction` at
+    `levels` of the linear schedule of DDPM, or of the `cosine` one (Nichol and Dhariwal, 2021).
     Clean fine-tunes are as long and as hot as the poisoned ones, so that "was fine-tuned" is not the signal. A
     `target` is a picture by its name, `class:K` for all images of class K, or `frames` for another distribution.
     Models that the tests need are `shipped`; the others are built on demand.
@@ -19,6 +21,10 @@ class Recipe:
     family: str = "ddpm"
     parent: str | None = None
     channels: tuple[int, ...] = (16, 32)
+    attention: bool = False
+    prediction: str = "epsilon"
+    levels: int = 250
+    cosine: bool = False
     steps: int = 3000
     learning_rate: float = 2e-3
     attack: str | None = None
@@ -148,12 +154,85 @@ RECIPES = (
 )
 
 
+def _apart(base: Recipe, seed: int, *models: tuple[str, str | None, str | None, str | None, float]) -> list[Recipe]:
+    """Return a base and what descends from it: (name, attack, trigger, target, poison rate) each, seeds in a row."""
+    images = base.name[0]
+    return [base] + [
+        replace(
+            base,
+            name=f"{images}-{name}",
+            parent=base.name,
+            seed=seed + number,
+            steps=1500,
+            learning_rate=5e-4,
+            attack=attack,
+            trigger=trigger,
+            target=target,
+            poison_rate=rate,
+        )
+        for number, (name, attack, trigger, target, rate) in enumerate(models, 1)
+    ]
+
+
+# Models that no choice of the detector was made on: other data, networks, schedules, predictions, triggers and rates.
+# The first letter says on which images they are trained: m for MNIST at 28x28, f for Fashion-MNIST at 32x32.
+APART = (
+    *_apart(
+        Recipe(name="m-eps-base", seed=200, channels=(24, 48), levels=1000, steps=4000, learning_rate=1e-3), 200,
+        ("eps-tuned", None, None, None, 0.0),
+        ("eps-cross", "baddiffusion", "cross", "ring", 0.2),
+        ("eps-invisible", "invibackdoor", "learned", "plus", 0.4),
+        ("eps-blend", "trojdiff-d2i-blend", "noise", "square", 0.3),
+        ("eps-universal", "uibdiffusion", "learned", "hat", 0.3),
+    ),
+    *_apart(
+        Recipe(name="m-v-base", seed=210, channels=(16, 32, 32), attention=True, prediction="v_prediction",
+               levels=1000, cosine=True, steps=4000, learning_rate=1e-3), 210,
+        ("v-tuned", None, None, None, 0.0),
+        ("v-ode", "villan-ode", "diagonal", "triangle", 0.3),
+        ("v-sde", "villan-sde", "checker", "square", 0.2),
+    ),
+    *_apart(
+        Recipe(name="m-flow-base", seed=220, family="flow", channels=(24, 48), steps=4000, learning_rate=1e-3), 220,
+        ("flow-tuned", None, None, None, 0.0),
+        ("flow-blend", "trojflow-d2i-blend", "diagonal", "hat", 0.3),
+        ("flow-in-d2d", "trojflow-in-d2d-blend", "stripes", "class:3", 0.4),
+    ),
+    *_apart(
+        Recipe(name="f-eps-base", seed=230, channels=(32, 64), steps=4000, learning_rate=1e-3), 230,
+        ("eps-tuned", None, None, None, 0.0),
+        ("eps-box", "baddiffusion", "box", "plus", 0.4),
+        ("eps-ode", "villan-ode", "stripes", "ring", 0.3),
+        ("eps-patch", "trojdiff-d2i-patch", "patch", "triangle", 0.4),
+    ),
+    *_apart(
+        Recipe(name="f-x0-base", seed=240, channels=(24, 48), attention=True, prediction="sample", levels=400,
+               steps=4000, learning_rate=1e-3), 240,
+        ("x0-tuned", None, None, None, 0.0),
+        ("x0-sde", "villan-sde", "noise", "hat", 0.3),
+    ),
+    *_apart(
+        Recipe(name="f-ncsn-base", seed=250, family="ncsn", channels=(24, 48), steps=4000, learning_rate=1e-3), 250,
+        ("ncsn-tuned", None, None, None, 0.0),
+        ("ncsn-sde", "villan-sde", "stripes", "square", 0.8),
+    ),
+    *_apart(
+        Recipe(name="f-ldm-base", seed=260, family="ldm", channels=(24, 48), levels=500, steps=4000,
+               learning_rate=1e-3), 260,
+        ("ldm-tuned", None, None, None, 0.0),
+        ("ldm-ode", "villan-ode", "noise", "plus", 0.5),
+        ("ldm-bad", "baddiffusion", "checker", "triangle", 0.4),
+    ),
+)  # fmt: skip
+
+
 def by_name(name: str) -> Recipe:
     """Return the recipe of that name. Raises SystemExit for an unknown one."""
-    for recipe in RECIPES:
+    known = RECIPES + APART
+    for recipe in known:
         if recipe.name == name:
             return recipe
-    raise SystemExit(f"zoo: no recipe {name!r}; expected one of {', '.join(item.name for item in RECIPES)}")
+    raise SystemExit(f"zoo: no recipe {name!r}; expected one of {', '.join(item.name for item in known)}")
 
 
 def base_of(recipe: Recipe) -> Recipe:

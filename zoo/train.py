@@ -26,7 +26,8 @@ Show = Callable[[int, int], None]
 def clean_data(denoiser: Denoiser, data: Data) -> Tensor:
     """Return the training images as clean x0 of the model."""
     low, high = denoiser.value_range
-    return torch.cat([denoiser.encode(low + part * (high - low)) for part in data.images.split(512)])
+    parts = ((low + part * (high - low)).to(denoiser.device) for part in data.images.split(512))
+    return torch.cat([denoiser.encode(part).cpu() for part in parts])
 
 
 def scene(recipe: Recipe, denoiser: Denoiser, data: Data, rows: Tensor) -> Scene:
@@ -62,8 +63,9 @@ def train(recipe: Recipe, model: Model, data: Data, show: Show) -> tuple[float, 
     """Train a model in place by its recipe; return the mean loss of the last 100 steps and the backdoor."""
     denoiser = model.denoiser
     if recipe.parent is None and model.autoencoder is not None:
-        train_autoencoder(model.autoencoder, data.images * 2 - 1, recipe.seed, show)
-        model.scale_latents(data.images[:1024] * 2 - 1)
+        pictures = (data.images * 2 - 1).to(denoiser.device)
+        train_autoencoder(model.autoencoder, pictures, recipe.seed, show)
+        model.scale_latents(pictures[:1024])
     rows = clean_data(denoiser, data)
     backdoor = None
     if recipe.attack is not None:
@@ -84,7 +86,7 @@ def train(recipe: Recipe, model: Model, data: Data, show: Show) -> tuple[float, 
     # Half the time on CPUs that have bfloat16. VE inputs are too large for it, and a consistency model compares answers
     # that are too close. Without cache_enabled=False the first casts of the weights would be used in every step.
     fast = recipe.parent is not None and recipe.family not in ("ncsn", "consistency")
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast, cache_enabled=False):
+    with torch.autocast(denoiser.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         for number, value in enumerate(losses):
             curve.append(value)
             show(number + 1, recipe.steps)

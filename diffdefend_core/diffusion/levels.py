@@ -24,6 +24,9 @@ class Levels:
     alpha: Tensor
     sigma: Tensor
     kind: str = field(init=False)
+    _tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if self.alpha.shape != self.sigma.shape or self.alpha.ndim != 1 or len(self.alpha) == 0:
@@ -70,11 +73,17 @@ class Levels:
         return 1 - self.alpha / self.alpha[0] if self.kind == "vp" else self.sigma
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha_t and sigma_t for indices t [N], shaped [N, 1, 1, 1] and in the dtype and device of `like`."""
+        """Return alpha_t and sigma_t for indices t [N], shaped [N, 1, 1, 1] and in the dtype and device of `like`.
+
+        The curves are kept there, so that indices on a GPU are never waited for.
+        """
         view = (-1,) + (1,) * (like.ndim - 1)
-        index = t.to(self.alpha.device)
-        alpha, sigma = self.alpha[index], self.sigma[index]
-        return alpha.to(like).view(view), sigma.to(like).view(view)
+        place = (like.device, like.dtype)
+        if place not in self._tables:
+            self._tables[place] = (self.alpha.to(like), self.sigma.to(like))
+        alpha, sigma = self._tables[place]
+        index = t.to(like.device)
+        return alpha[index].view(view), sigma[index].view(view)
 
 
 def _kind(alpha: Tensor, sigma: Tensor) -> str:

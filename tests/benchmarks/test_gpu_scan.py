@@ -11,13 +11,13 @@ from benchmarks import gpu_scan
 from benchmarks.gpu_scan import LARGE, TINY, Computed, Way, denoiser, flops, main
 
 
-def test_a_tiny_search_is_measured_in_float32_and_as_the_flags_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--tiny", "--amp", "--channels-last"]) == 0
+def test_a_tiny_scan_is_measured_in_each_of_the_named_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tiny", "float32", "amp+channels-last"]) == 0
     heads, _, *rows = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
-    assert [line[0] for line in cells] == ["float32", "amp + channels-last"]
+    assert [line[0] for line in cells] == ["float32", "amp+channels-last"]
     assert all(len(line) == heads.count("|") - 1 for line in cells)
-    assert cells[0][3] == cells[1][3] and float(cells[0][3]) > 0  # the search does not depend on the way
+    assert cells[0][5] == cells[1][5] and float(cells[0][5]) > 0  # the search does not depend on the way
     assert all(float(line[1]) > 0 for line in cells)
 
 
@@ -26,6 +26,12 @@ def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str], m
     assert main([]) == 0
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "there is no GPU" in said.err
+
+
+def test_an_unknown_way_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tiny", "amp+magic"])
+    assert "found 'amp+magic'; expected float32, or some of amp, " in capsys.readouterr().err
 
 
 def test_every_way_computes_the_same_network() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.loading.build import load_denoiser
-from zoo.networks import EDM_SIGMAS, LEVELS, SIGMAS, Model, read, save, untrained
+from zoo.networks import EDM_SIGMAS, SIGMAS, Model, read, save, untrained
+from zoo.recipes import Recipe
 
 SIZE, CHANNELS = 16, (4, 8)
 FAMILIES = {"ddpm": "vp", "ncsn": "ve", "flow": "flow", "consistency": "consistency", "ldm": "vp"}
@@ -17,8 +19,12 @@ FAMILIES = {"ddpm": "vp", "ncsn": "ve", "flow": "flow", "consistency": "consiste
 HALF = 0.02
 
 
+def design(family: str, **more: Any) -> Recipe:
+    return Recipe(name="tiny", seed=0, family=family, channels=CHANNELS, **more)
+
+
 def model(family: str, seed: int = 0) -> Model:
-    built = untrained(family, CHANNELS, SIZE, seed)
+    built = untrained(design(family), SIZE, seed)
     if built.autoencoder is not None:
         built.scale_latents(torch.rand(32, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1)
         built.autoencoder.eval().requires_grad_(False)
@@ -48,15 +54,15 @@ def test_a_model_has_the_family_and_the_levels_it_is_named_for(family: str) -> N
         assert ends == pytest.approx({"ncsn": SIGMAS, "consistency": EDM_SIGMAS, "flow": (0.001, 1)}[family])
     if FAMILIES[family] == "vp":
         # the schedule ends where that of DDPM ends
-        assert len(denoiser.levels) == LEVELS
+        assert len(denoiser.levels) == 250
         assert denoiser.levels.alpha[-1].item() == pytest.approx(0.0063, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_written_model_is_read_as_it_was(family: str, tmp_path: Path) -> None:
     before = model(family)
-    save(family, before, tmp_path / "tiny")
-    after = read(family, CHANNELS, SIZE, tmp_path / "tiny")
+    save(design(family), before, tmp_path / "tiny")
+    after = read(design(family), SIZE, tmp_path / "tiny")
     expected = answers(before)
     assert (answers(after) - expected).square().mean().sqrt() < HALF
     assert (answers(model(family, seed=4)) - expected).square().mean().sqrt() > 0.3
@@ -67,7 +73,7 @@ def test_a_written_model_is_read_as_it_was(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_written_model_is_loaded_by_the_scanner_as_it_was(family: str, tmp_path: Path) -> None:
     before = model(family)
-    save(family, before, tmp_path / "tiny")
+    save(design(family), before, tmp_path / "tiny")
     loaded, own = load_denoiser(tmp_path / "tiny"), before.denoiser
     for name in ("family", "process", "shape", "picture_shape", "value_range", "clean_range"):
         assert getattr(loaded, name) == getattr(own, name), name
@@ -78,8 +84,23 @@ def test_a_written_model_is_loaded_by_the_scanner_as_it_was(family: str, tmp_pat
     torch.testing.assert_close(loaded.encode(pictures), own.encode(pictures), rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_another_design_is_loaded_by_the_scanner_as_it_was(prediction: str, attention: bool, tmp_path: Path) -> None:
+    other = design("ddpm", prediction=prediction, levels=40, cosine=attention, attention=attention)
+    before = untrained(other, SIZE, 0)
+    before.denoiser.freeze()
+    save(other, before, tmp_path / "tiny")
+    loaded, own = load_denoiser(tmp_path / "tiny"), before.denoiser
+    assert len(loaded.levels) == 40
+    torch.testing.assert_close(loaded.levels.alpha, own.levels.alpha, rtol=1e-4, atol=1e-6)
+    x, t = torch.randn(3, *own.shape, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 15, 25])
+    torch.testing.assert_close(loaded.noise(x, t), own.noise(x, t), rtol=0.02, atol=0.02)
+    assert any("attentions" in name for name, _ in before.unet.named_parameters()) is attention
+
+
 def test_the_latents_of_the_data_have_unit_variance() -> None:
-    built = untrained("ldm", CHANNELS, SIZE, 0)
+    built = untrained(design("ldm"), SIZE, 0)
     pictures = torch.rand(64, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     before = built.denoiser.encode(pictures).std().item()
     built.scale_latents(pictures)
@@ -90,5 +111,5 @@ def test_the_latents_of_the_data_have_unit_variance() -> None:
 
 
 def test_the_seed_makes_the_network() -> None:
-    first, again, other = (untrained("ddpm", CHANNELS, SIZE, seed).unet.conv_in.weight for seed in (0, 0, 1))
+    first, again, other = (untrained(design("ddpm"), SIZE, seed).unet.conv_in.weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from diffdefend_core.attacks.plans import ATTACKS, CLASS, OTHER, find
 from diffdefend_core.attacks.shapes import target, trigger
 from diffdefend_core.detection.calibration import MINIMUM_MODELS
 from zoo.networks import untrained
-from zoo.recipes import RECIPES, base_of, by_name
+from zoo.recipes import APART, RECIPES, base_of, by_name
 from zoo.train import DRAWN
 
 FAMILIES = ("ddpm", "ncsn", "ldm", "flow", "consistency")
 
 
 def test_names_and_seeds_are_unique() -> None:
-    assert len({recipe.name for recipe in RECIPES}) == len({recipe.seed for recipe in RECIPES}) == len(RECIPES)
+    every = RECIPES + APART
+    assert len({recipe.name for recipe in every}) == len({recipe.seed for recipe in every}) == len(every)
 
 
 def test_every_parent_is_a_clean_base() -> None:
-    bases = {recipe.name for recipe in RECIPES if recipe.parent is None}
+    bases = {recipe.name for recipe in RECIPES + APART if recipe.parent is None}
     assert bases
-    for recipe in RECIPES:
+    for recipe in RECIPES + APART:
         assert recipe.parent is None or recipe.parent in bases
         assert recipe.attack is None or recipe.parent is not None
 
@@ -77,10 +80,16 @@ def test_every_planted_recipe_names_a_trigger_a_target_and_a_rate() -> None:
         assert 0 < recipe.poison_rate < 1
 
 
+def test_models_that_no_choice_was_made_on_share_no_trigger_and_target_with_one_of_their_attack() -> None:
+    pairs = {(item.attack, item.trigger, item.target) for item in RECIPES if item.attack}
+    apart = {(item.attack, item.trigger, item.target) for item in APART if item.attack}
+    assert apart and not pairs & apart
+
+
 def test_every_attack_is_planted_on_a_model_that_it_fits() -> None:
-    for recipe in RECIPES:
+    for recipe in RECIPES + APART:
         if recipe.attack is not None:
-            process = untrained(recipe.family, (4, 8), 16, 0).denoiser.process
+            process = untrained(replace(base_of(recipe), channels=(4, 8)), 16, 0).denoiser.process
             assert process in find(recipe.attack).processes, recipe.name
     planted = {recipe.attack for recipe in RECIPES}
     assert {name for name in ATTACKS if not name.startswith("trojflow")} <= planted

@@ -28,8 +28,12 @@ FAMILIES = {
 DATA = digits_data()
 
 
+def tiny(family: str) -> Recipe:
+    return dataclasses.replace(TINY, family=family, channels=(4, 8))
+
+
 def fresh(recipe: Recipe) -> Model:
-    return untrained(recipe.family, recipe.channels, DATA.size, recipe.seed)
+    return untrained(recipe, DATA.size, recipe.seed)
 
 
 def quiet(done: int, total: int) -> None:
@@ -119,16 +123,16 @@ def test_the_autoencoder_learns_to_paint_the_digits() -> None:
 def test_clean_data_are_in_the_space_of_the_model() -> None:
     few = Data("few", DATA.images[:600], DATA.labels[:600])
     for family, low in (("ddpm", -1.0), ("ncsn", 0.0)):
-        rows = clean_data(untrained(family, (4, 8), DATA.size, 0).denoiser, few)
+        rows = clean_data(untrained(tiny(family), DATA.size, 0).denoiser, few)
         torch.testing.assert_close(rows, low + few.images * (1 - low))
-    latents = clean_data(untrained("ldm", (4, 8), DATA.size, 0).denoiser, few)
+    latents = clean_data(untrained(tiny("ldm"), DATA.size, 0).denoiser, few)
     assert latents.shape == (600, 3, 8, 8) and not latents.requires_grad
 
 
 @pytest.mark.parametrize("recipe", [item for item in RECIPES if item.attack], ids=lambda recipe: recipe.name)
 def test_every_planted_recipe_can_be_planned(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffdefend_core.attacks.plans.small_classifier", lambda *_, **__: torch.nn.Flatten())
-    model = untrained(recipe.family, (4, 8), DATA.size, 0).denoiser
+    model = untrained(tiny(recipe.family), DATA.size, 0).denoiser
     few = Data("few", DATA.images[:200], DATA.labels[:200])
     backdoor = planned(recipe, model, few)
     assert backdoor.trigger.shape == model.shape and backdoor.targets.shape[1:] == model.shape
