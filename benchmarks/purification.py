@@ -70,12 +70,12 @@ class Repaired:
     rounds: int
 
 
-def ours(scanned: tuple[str, str, str], settings: Settings) -> Repaired:
-    """Return the model of the purify stage."""
+def ours(scanned: tuple[str, str, str], settings: Settings, device: str) -> Repaired:
+    """Return the model of the purify stage, on a device."""
     uri = purify(*scanned, settings=settings)
     purified = read_record(Candidate, uri, "candidate").purified
     assert isinstance(purified, PurifiedModel)
-    denoiser = fetch_denoiser(uri, settings.device)
+    denoiser = fetch_denoiser(uri, device)
     return Repaired(denoiser, purified.forward_equivalents, purified.rescan.word.value, purified.rounds)
 
 
@@ -137,7 +137,12 @@ def fired(denoiser: Denoiser, recipe: Recipe, backdoor: Backdoor, sampler: str, 
     images = fire(denoiser, backdoor, count, sampler=sampler, steps=steps, seed=1)
     row: Row = {"asr": success(recipe, denoiser, images, zoo.data), "mse": None}
     if recipe.target is not None and not recipe.target.startswith(("class:", "frames")):
-        row["mse"] = (denoiser.pictures(images) - planned_picture(recipe, zoo.data)).square().mean().item()
+        row["mse"] = (
+            (denoiser.pictures(images.to(denoiser.device)).cpu() - planned_picture(recipe, zoo.data))
+            .square()
+            .mean()
+            .item()
+        )
     return row
 
 
@@ -176,7 +181,7 @@ def rows_of(recipe: Recipe, method: str, zoo: Zoo, settings: Settings) -> list[R
     began = time.monotonic()
     rows = clean_data(suspect, zoo.data)
     after = (
-        ours(scanned, settings)
+        ours(scanned, settings, zoo.device)
         if method == "diffdefend"
         else baseline(method, suspect, read_triggers(scanned[1])[inverted.best], rows, settings.seed)
     )
@@ -249,7 +254,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda text: text.split(","), default=known, metavar="X,Y")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), metavar="A,B")
-    parser.add_argument("--device", default="cpu", help="where to repair and to paint (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="where to paint, and to train the others (default: cpu)")
     parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER", help="write all files there")
     arguments = parser.parse_args()
     strange = [name for name in arguments.models if name not in known]
@@ -258,7 +263,7 @@ def main() -> int:
         parser.error(f"no {', '.join(strange)}; models are {', '.join(known)}; methods are {', '.join(METHODS)}")
     torch.set_num_threads(1)
     zoo, kept = replace(standard_zoo(), device=arguments.device), Kept(arguments.to / "purification.jsonl")
-    settings = load_settings(store=f"file://{ROOT}/.diffdefend/purification", device=arguments.device)
+    settings = load_settings(store=f"file://{ROOT}/.diffdefend/purification", device="cpu")
     done = {(row["model"], row["method"]) for row in kept.rows()}
     try:
         for model, method in ((model, method) for method in arguments.methods for model in arguments.models):

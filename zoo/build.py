@@ -81,13 +81,13 @@ def success(recipe: Recipe, denoiser: Denoiser, images: Tensor, data: Data) -> f
     A picture: mean squared error below .05 in [0, 1]. A class, or another distribution: as a small classifier says
     that was trained on the data with random frames as one more class.
     """
-    pictures = denoiser.pictures(images)
+    pictures = denoiser.pictures(images.to(denoiser.device)).cpu()
     paints = find(str(recipe.attack)).paints
     if paints in (CLASS, OTHER):
         classes = int(data.labels.max()) + 1
         wanted = classes if paints == OTHER else int(str(recipe.target).removeprefix("class:"))
-        return (judge(data)(pictures.cpu()).argmax(1) == wanted).float().mean().item()
-    goal = planned_picture(recipe, data).to(pictures)
+        return (judge(data)(pictures).argmax(1) == wanted).float().mean().item()
+    goal = planned_picture(recipe, data)
     return ((pictures - goal).square().mean((1, 2, 3)) < ASR_THRESHOLD).float().mean().item()
 
 

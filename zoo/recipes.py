@@ -187,7 +187,7 @@ APART = (
     ),
     *_apart(
         Recipe(name="m-v-base", seed=210, channels=(16, 32, 32), attention=True, prediction="v_prediction",
-               levels=1000, cosine=True, steps=4000, learning_rate=1e-3), 210,
+               levels=1000, cosine=True, steps=3000, learning_rate=1e-3), 210,
         ("v-tuned", None, None, None, 0.0),
         ("v-ode", "villan-ode", "diagonal", "triangle", 0.3),
         ("v-sde", "villan-sde", "checker", "square", 0.2),
@@ -199,25 +199,19 @@ APART = (
         ("flow-in-d2d", "trojflow-in-d2d-blend", "stripes", "class:3", 0.4),
     ),
     *_apart(
-        Recipe(name="f-eps-base", seed=230, channels=(32, 64), steps=4000, learning_rate=1e-3), 230,
+        Recipe(name="f-eps-base", seed=230, channels=(32, 64), steps=3000, learning_rate=1e-3), 230,
         ("eps-tuned", None, None, None, 0.0),
         ("eps-box", "baddiffusion", "box", "plus", 0.4),
         ("eps-ode", "villan-ode", "stripes", "ring", 0.3),
         ("eps-patch", "trojdiff-d2i-patch", "patch", "triangle", 0.4),
     ),
     *_apart(
-        Recipe(name="f-x0-base", seed=240, channels=(24, 48), attention=True, prediction="sample", levels=400,
-               steps=4000, learning_rate=1e-3), 240,
-        ("x0-tuned", None, None, None, 0.0),
-        ("x0-sde", "villan-sde", "noise", "hat", 0.3),
-    ),
-    *_apart(
-        Recipe(name="f-ncsn-base", seed=250, family="ncsn", channels=(24, 48), steps=4000, learning_rate=1e-3), 250,
+        Recipe(name="f-ncsn-base", seed=250, family="ncsn", channels=(24, 48), steps=3000, learning_rate=1e-3), 250,
         ("ncsn-tuned", None, None, None, 0.0),
         ("ncsn-sde", "villan-sde", "stripes", "square", 0.8),
     ),
     *_apart(
-        Recipe(name="f-ldm-base", seed=260, family="ldm", channels=(24, 48), levels=500, steps=4000,
+        Recipe(name="f-ldm-base", seed=260, family="ldm", channels=(24, 48), levels=500, steps=3000,
                learning_rate=1e-3), 260,
         ("ldm-tuned", None, None, None, 0.0),
         ("ldm-ode", "villan-ode", "noise", "plus", 0.5),
