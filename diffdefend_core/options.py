@@ -24,7 +24,7 @@ class InversionOptions:
     the norms of the searched shifts per pixel, in units of the initial noise; `norms` are those at which the found
     direction is tried for its true norm. What was found is measured at `probe_signals` with `probe_pairs`.
     A trigger may scale the noise as well: `quiet_noise` is the standard deviation of noise in which a found shift is
-    turned once more.
+    turned once more, `still_noise` that of noise in which the answers without any shift are compared.
     A model is refused whose error on its own noisy samples is above `worst_error` times that of a multiple of x_t.
     """
 
@@ -45,6 +45,7 @@ class InversionOptions:
     rms: float = 0.5
     moderate_rms: float = 0.7
     quiet_noise: float = 0.7
+    still_noise: float = 0.5
     norms: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
     signals: tuple[float, ...] = (0.012, 0.03, 0.065)
     moderate_signals: tuple[float, ...] = (0.16, 0.29, 0.5)

@@ -175,6 +175,10 @@ class Bench:
         """Return the even part [C, H, W] of the suspect's shift beyond the reference's, at probe `number`."""
         return self.suspect.even(tau, number) - self.reference.even(tau, number)
 
+    def offset(self) -> Tensor:
+        """Return the suspect's mean answers without a shift beyond the reference's, per probe [K, C, H, W]."""
+        return torch.stack(self.suspect.plain) - torch.stack(self.reference.plain)
+
     @torch.no_grad()
     def parity(self, tau: Tensor) -> Parity:
         """Return how even both answers are in tau. Raises FloatingPointError if an answer is not finite."""

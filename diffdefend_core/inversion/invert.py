@@ -63,11 +63,12 @@ class _Stand:
         self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
         self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
+        self.still = lay(noisy, pairs=fresh, seed=seed + 3, noise=options.still_noise)
 
     @property
     def spent(self) -> int:
         """The network evaluations so far."""
-        parts = (self.searched, self.alone, self.measuring, self.noisy, self.moderate, self.quiet)
+        parts = (self.searched, self.alone, self.measuring, self.noisy, self.moderate, self.quiet, self.still)
         return sum(part.spent for part in parts)
 
     def candidate(
@@ -178,17 +179,52 @@ def _even(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
 
 
 def _even_in_quiet(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
-    """Turn the shift to a fixed point where the noise is too quiet, from both sides, and measure its parity there.
+    """Return what stands out more where the noise is too quiet: the found shift, turned there, or no shift at all.
 
     TrojDiff's trigger is less noise as well as a shift, and the network switches on both: with ordinary noise the
-    switch may be too narrow to be found. A clean network has no such fixed point.
+    switch may be too narrow to be found.
     """
+    found = max((_turned_in_quiet(stand, track), _offset_in_still(stand, track)), key=_Quiet.contrast)
+    _, content = stand.evenness(found.tau)
+    return stand.candidate(
+        "quiet", found.tau, track, found.answers, parity=found.parity, content=content, control=found.control
+    )
+
+
+@dataclass(frozen=True)
+class _Quiet:
+    """A shift [C, H, W] found in noise that is too quiet, the answers that turned it, its parity and the control's."""
+
+    tau: Tensor
+    answers: Answers
+    parity: float
+    control: float
+
+    def contrast(self) -> float:
+        """Return the parity over that of the control, or over half of an ordinary one if that is more."""
+        return self.parity / max(self.control, ORDINARY_PARITY / 2)
+
+
+def _turned_in_quiet(stand: _Stand, track: Track) -> _Quiet:
+    """Turn the found shift to a fixed point in quiet noise, from both sides. A clean network has none there."""
     tau, quiet = track.shift.detach(), stand.quiet
     turned = max((align(quiet.suspect, sign * tau) for sign in (1, -1)), key=lambda item: _parity(quiet, item))
     parity, control = _parity(quiet, turned), _control(quiet, turned)
     turned = max((turned, -turned), key=lambda item: noise_gain(quiet.suspect, item))
-    _, content = stand.evenness(turned)
-    return stand.candidate("quiet", turned, track, quiet.suspect, parity=parity, content=content, control=control)
+    return _Quiet(turned, quiet.suspect, parity, control)
+
+
+def _offset_in_still(stand: _Stand, track: Track) -> _Quiet:
+    """Return what the suspect, but not its twin, takes away in still noise without any shift, at the searched norm.
+
+    Noise has a mean of 0, whatever its deviation. A network that switches on little noise answers with minus its shift
+    there, and with as much to any shift that turns the switch off: only ordinary noise is a control.
+    """
+    still, norm = stand.still, rms(track.shift.detach()).item()
+    offset = -still.offset().mean(0)
+    tau = norm * offset / rms(offset).clamp(min=1e-12)
+    parity, control = (_rms_each(bench.offset()) / norm for bench in (still, stand.noisy))
+    return _Quiet(tau, still.suspect, parity, control)
 
 
 def _against(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
@@ -204,6 +240,11 @@ def controls(tau: Tensor) -> list[Tensor]:
     """
     order = torch.randperm(tau.numel(), generator=torch.Generator().manual_seed(0)).to(tau.device)
     return [torch.full_like(tau, rms(tau).item()), tau.flatten()[order].view_as(tau)]
+
+
+def _rms_each(x: Tensor) -> float:
+    """Return the rms of each of x [K, C, H, W], the mean over them."""
+    return sum(rms(item).item() for item in x) / len(x)
 
 
 def _parity(bench: Bench, tau: Tensor) -> float:

@@ -68,8 +68,9 @@ STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
 REMOVAL_SIGNALS = (0.005, 5.0)
-# How much the retention counts at most at the noisy levels, where the variety of the images is decided. Not for a
-# trigger of deterministic samplers: the noisy levels take it for noise, and what is to be removed there is as small.
+# How much the retention counts at most at the noisy levels, where the variety of the images is decided. Only where a
+# found shift fires and belongs to stochastic samplers: one of deterministic samplers is taken for noise at the noisy
+# levels, so that what is to be removed there is as small; and what fires by no sampler may belong to any (TrojDiff).
 NOISY_RETENTION = 50.0
 
 
@@ -92,7 +93,7 @@ class Task:
 class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
-    `stochastic` says that all of it are triggers of stochastic samplers.
+    `stochastic` says that something fires, and that all of it are triggers of stochastic samplers.
     """
 
     removals: list[Removal]
@@ -255,11 +256,11 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
-    stochastic = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
+    sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
     # only a trigger of stochastic samplers may lie on another background
-    removals = [Removal(shift, REMOVAL_SIGNALS, any_background=stochastic) for shift in shifts]
+    removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + turned.forward_equivalents + sum(side.forward_equivalents for side in sides)
-    return Aims(removals, stochastic, effects, len(further), spent)
+    return Aims(removals, sided and bool(effects.firing), effects, len(further), spent)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:

@@ -41,6 +41,16 @@ def test_at_takes_indices_to_the_shape_and_dtype_of_the_rows() -> None:
     assert alpha.flatten().tolist() == pytest.approx(levels.alpha[[3, 249]].tolist())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_come_in_the_dtype_of_the_input_again_and_again(dtype: torch.dtype) -> None:
+    levels = vp_levels()
+    for t in ([3, 249], [7, 0]):
+        alpha, sigma = levels.at(torch.tensor(t), torch.zeros(2, 1, 4, 4, dtype=dtype))
+        assert alpha.dtype == sigma.dtype == dtype
+        torch.testing.assert_close(alpha.flatten(), levels.alpha[t].to(dtype), rtol=0, atol=0)
+        torch.testing.assert_close(sigma.flatten(), levels.sigma[t].to(dtype), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("alpha", "sigma"), [([1.0], [1.0, 2.0]), ([], []), ([[1.0]], [[1.0]])])
 def test_levels_that_do_not_pair_up_are_refused(alpha: list[float], sigma: list[float]) -> None:
     with pytest.raises(ValueError, match="must be one"):

@@ -53,6 +53,21 @@ def test_a_probe_is_antithetic() -> None:
     torch.testing.assert_close(at.eps[:8], -at.eps[8:])
 
 
+@pytest.mark.parametrize(("noise", "fires"), [(1.0, False), (0.5, True)])
+def test_without_a_shift_only_less_noise_tells_a_trigger_that_scales_it(noise: float, fires: bool) -> None:
+    """The network then answers with minus its shift over gamma, and a clean one with nothing, whatever the noise."""
+    gamma, trigger, levels = 0.6, 0.4 * TRIGGER, levels_at(LEVELS, NOISY)
+    suspect = poisoned_denoiser(trojdiff(LEVELS, gamma), LEVELS, trigger, torch.zeros(SHAPE))
+    clean = clean_denoiser(LEVELS)
+    found = Bench(suspect, clean, CENTRED, levels, pairs=64, seed=0, noise=noise).offset()
+    assert found.shape == (len(levels), *SHAPE)
+    if fires:
+        torch.testing.assert_close(found.mean(0), -trigger / gamma, rtol=0.1, atol=0.05)
+    else:
+        assert rms(found) < 0.02
+    assert not Bench(clean, clean, CENTRED, levels, pairs=4, seed=0, noise=noise).offset().any()
+
+
 def test_antithetic_rows_remove_the_noise_of_the_mean_answer() -> None:
     denoiser, generator = clean_denoiser(LEVELS), torch.Generator().manual_seed(0)
     zero = torch.zeros(1, *SHAPE)

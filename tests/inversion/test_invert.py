@@ -105,6 +105,20 @@ def test_a_trigger_that_scales_the_noise_too_is_found_in_quiet_noise(name: str, 
     assert abs(cosine(found.triggers["parity"], shift)) < 0.85
 
 
+def test_a_network_that_switches_on_less_noise_alone_is_found_without_a_shift() -> None:
+    """Any shift turns the switch off in quiet noise, a control as well as the trigger."""
+    shift, gamma = blended(trigger("stripes", 8))
+    found = inverted(planted(trojdiff(LEVELS, gamma), shift))
+    quiet = next(item for item in found.record.candidates if item.name == "quiet")
+    assert quiet.parity > 3 * max(quiet.control, 0.02)
+    assert cosine(found.triggers["quiet"], shift) > 0.95
+    ordinary = dataclasses.replace(OPTIONS, still_noise=1.0)
+    assert all(
+        item.parity < 1.5 * max(item.control, 0.02)
+        for item in inverted(planted(trojdiff(LEVELS, gamma), shift), options=ordinary).record.candidates
+    )
+
+
 def test_a_clean_model_keeps_both_laws() -> None:
     for item in inverted(clean_denoiser(LEVELS)).record.candidates:
         assert item.parity < 0.001 and item.content < 0.001 and item.gain < 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_scan import calibration_for, tiny_settings
+from torch import Tensor
 
 from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
 from diffdefend_core.config import Settings
@@ -19,6 +21,7 @@ from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.io import folders
 from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
+from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
@@ -109,10 +112,16 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
         assert all(torch.equal(found[name], before[name]) for name in before) is same
 
 
-@pytest.mark.parametrize("sides", [0, 2])
+@pytest.mark.parametrize(("sides", "firing"), [(0, 1), (2, 1), (2, 0)])
 def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_retention_counts_more_in_much_noise(
-    tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch, sides: int
+    tmp_path: Path,
+    flagging: str,
+    pristine_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sides: int,
+    firing: int,
 ) -> None:
+    """The second only if something fires: what does not may be a trigger of any kind of sampler."""
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
     trained: list[Removal] = []
     weighted: list[float] = []
@@ -125,11 +134,17 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         weighted.append(more["weighted"])
         return repair(model, phi, removals, *given, **more)
 
+    fired = Effects.of
+
+    def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
+        return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:firing])
+
     monkeypatch.setattr(stage, "in_less_noise", turn)
     monkeypatch.setattr(stage, "repair", train)
+    monkeypatch.setattr(Effects, "of", fire)
     settings = settings_for(tmp_path, flagging)
     purify(*scan(str(pristine_model), settings=settings), settings=settings)
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
     assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
     assert {item.any_background for item in trained} == {sides > 0}
-    assert set(weighted) == {stage.NOISY_RETENTION if sides else 1.0}
+    assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
