@@ -218,13 +218,14 @@ def _offset_in_still(stand: _Stand, track: Track) -> _Quiet:
     """Return what the suspect, but not its twin, takes away in still noise without any shift, at the searched norm.
 
     Noise has a mean of 0, whatever its deviation. A network that switches on little noise answers with minus its shift
-    there, and with as much to any shift that turns the switch off: only ordinary noise is a control.
+    there, and with as much to any shift that turns the switch off: only ordinary noise is a control, and what both have
+    in common is no answer to the stillness.
     """
     still, norm = stand.still, rms(track.shift.detach()).item()
     offset = -still.offset().mean(0)
     tau = norm * offset / rms(offset).clamp(min=1e-12)
-    parity, control = (_rms_each(bench.offset()) / norm for bench in (still, stand.noisy))
-    return _Quiet(tau, still.suspect, parity, control)
+    found, control = (_rms_each(bench.offset()) / norm for bench in (still, stand.noisy))
+    return _Quiet(tau, still.suspect, max(0.0, found - control), control)
 
 
 def _against(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
