@@ -176,8 +176,14 @@ class Bench:
         return self.suspect.even(tau, number) - self.reference.even(tau, number)
 
     def offset(self) -> Tensor:
-        """Return the suspect's mean answers without a shift beyond the reference's, per probe [K, C, H, W]."""
-        return torch.stack(self.suspect.plain) - torch.stack(self.reference.plain)
+        """Return the suspect's mean answers without a shift beyond the reference's, per probe [K, C, H, W].
+
+        Raises FloatingPointError if an answer is not finite.
+        """
+        beyond = torch.stack(self.suspect.plain) - torch.stack(self.reference.plain)
+        if not torch.isfinite(beyond).all():
+            raise FloatingPointError("the answers without a shift of the input are not finite")
+        return beyond
 
     @torch.no_grad()
     def parity(self, tau: Tensor) -> Parity:

@@ -68,6 +68,13 @@ def test_without_a_shift_only_less_noise_tells_a_trigger_that_scales_it(noise: f
     assert not Bench(clean, clean, CENTRED, levels, pairs=4, seed=0, noise=noise).offset().any()
 
 
+def test_an_offset_that_is_not_finite_is_no_offset() -> None:
+    bench = Bench(clean_denoiser(LEVELS), clean_denoiser(LEVELS), CENTRED, levels_at(LEVELS, NOISY), pairs=2, seed=0)
+    bench.reference.plain[0] = torch.full(SHAPE, torch.nan)
+    with pytest.raises(FloatingPointError, match="without a shift"):
+        bench.offset()
+
+
 def test_antithetic_rows_remove_the_noise_of_the_mean_answer() -> None:
     denoiser, generator = clean_denoiser(LEVELS), torch.Generator().manual_seed(0)
     zero = torch.zeros(1, *SHAPE)
