@@ -96,7 +96,8 @@ class Way:
         parts = [] if name == PLAIN else name.replace("-", "_").split("+")
         known = [item.name for item in fields(cls)]
         if not set(parts) <= set(known):
-            raise argparse.ArgumentTypeError(f"found {name!r}; expected {PLAIN}, or some of {', '.join(known)} with +")
+            some = ", ".join(known).replace("_", "-")
+            raise argparse.ArgumentTypeError(f"found {name!r}; expected {PLAIN}, or some of {some} with +")
         return cls(**dict.fromkeys(parts, True))
 
 

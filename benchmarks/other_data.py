@@ -5,7 +5,7 @@
 Recipes of the zoo learn the images of the file (at 32x32 or, unpadded, 28x28), with triggers and targets of that size;
 `--models` says which. None of these models is in the calibration. Prints a Markdown table and writes
 `benchmarks/results/other_data.json`, where the rows of other models stay. Models and finished stages lie in `--to`
-(default `zoo/built/NAME`), so that it goes on where it was stopped.
+(default `zoo/built/NAME`, or `NAME-unpadded`), so that it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from diffdefend_core.stages.detect import detect
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import invert_trigger, read_triggers
 from diffdefend_core.stages.load import load
-from zoo.build import BUILT, Zoo, build
-from zoo.data import npz_data
+from zoo.build import Zoo, build, device, zoo_of
 from zoo.recipes import Recipe, by_name
 
 RESULTS = Path(__file__).parent / "results" / "other_data.json"
@@ -97,19 +96,17 @@ def main() -> int:
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS), metavar="X,Y")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N,N")
     parser.add_argument("--unpadded", action="store_true", help="keep the images at 28x28")
-    parser.add_argument("--device", default="cpu", help="where to train and to scan (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="where to train and to scan (default: cpu)")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where models and stages lie")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = npz_data(arguments.data, 0 if arguments.unpadded else 2)
-    folder = arguments.to or BUILT / data.name.split()[0]
-    zoo = Zoo(folder, folder, data, arguments.device)
+    zoo = zoo_of(arguments.data, unpadded=arguments.unpadded, to=arguments.to, device=arguments.device)
     rows = []
     try:
         for recipe in map(by_name, arguments.models):
             build(recipe, zoo)
             for seed in arguments.seeds:
-                settings = load_settings(store=str(folder / "store"), seed=seed, device=arguments.device)
+                settings = load_settings(store=str(zoo.built / "store"), seed=seed, device=arguments.device)
                 rows.append(scanned(recipe, zoo, settings))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     except DiffDefendError as error:

@@ -46,7 +46,7 @@ from diffdefend_core.stages.invert_trigger import read_triggers
 from diffdefend_core.stages.model import fetch_denoiser
 from diffdefend_core.stages.purify import REMOVAL_SIGNALS, purify
 from diffdefend_core.stages.scan import read, scan
-from zoo.build import Zoo, backdoor_of, build, planned_picture, samplers_of, standard_zoo, success
+from zoo.build import Zoo, backdoor_of, build, device, planned_picture, samplers_of, standard_zoo, success
 from zoo.recipes import RECIPES, Recipe, by_name
 from zoo.train import clean_data
 
@@ -254,7 +254,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda text: text.split(","), default=known, metavar="X,Y")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), metavar="A,B")
-    parser.add_argument("--device", default="cpu", help="where to paint, and to train the others (default: cpu)")
+    parser.add_argument(
+        "--device", type=device, default="cpu", help="where to paint, and to train the others (default: cpu)"
+    )
     parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER", help="write all files there")
     arguments = parser.parse_args()
     strange = [name for name in arguments.models if name not in known]

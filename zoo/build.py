@@ -29,6 +29,8 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.samplers import find as find_sampler
 from diffdefend_core.diffusion.samplers import fitting
 from diffdefend_core.diffusion.samplers.trojdiff import NAMES, TROJDIFF_DDIM, TROJDIFF_DDPM
+from diffdefend_core.errors import InputError
+from diffdefend_core.stages.model import device_of
 from zoo.data import Data, digits_data, npz_data
 from zoo.networks import Model, read, save, untrained
 from zoo.recipes import RECIPES, Recipe, base_of, by_name
@@ -65,6 +67,26 @@ class Zoo:
 def standard_zoo() -> Zoo:
     """Return the zoo of the repository: models of scikit-learn's digits."""
     return Zoo(HERE, BUILT / "digits", digits_data())
+
+
+def zoo_of(path: Path, *, unpadded: bool = False, to: Path | None = None, device: str = "cpu") -> Zoo:
+    """Return the zoo of the images in an npz file, at 32x32 or as they are; its models lie in `to`, else in `built`.
+
+    Raises SystemExit for a file that cannot be read.
+    """
+    data = npz_data(path, 0 if unpadded else 2)
+    folder = to or BUILT / (data.name.split()[0] + ("-unpadded" if unpadded else ""))
+    return Zoo(folder, folder, data, device)
+
+
+def device(name: str) -> str:
+    """Return the torch device of that name, for argparse. Raises ArgumentTypeError if it is not there."""
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise argparse.ArgumentTypeError(f"found {name!r}; expected cpu, cuda, cuda:1 or mps")
+    try:
+        return device_of(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def backdoor_of(recipe: Recipe, denoiser: Denoiser, zoo: Zoo) -> Backdoor:
@@ -209,13 +231,14 @@ def main() -> None:
     )
     parser.add_argument("--unpadded", action="store_true", help="keep the images of the file at 28x28")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="folder to write to")
-    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="where to train (default: cpu)")
     arguments = parser.parse_args()
+    if arguments.unpadded and arguments.data is None:
+        parser.error("--unpadded without --data; expected the file whose images are kept at 28x28")
     zoo = replace(standard_zoo(), device=arguments.device)
     if arguments.data is not None:
-        data = npz_data(arguments.data, 0 if arguments.unpadded else 2)
-        zoo = replace(zoo, shipped=BUILT / data.name.split()[0], built=BUILT / data.name.split()[0], data=data)
-    if arguments.to is not None:
+        zoo = zoo_of(arguments.data, unpadded=arguments.unpadded, to=arguments.to, device=arguments.device)
+    elif arguments.to is not None:
         zoo = replace(zoo, shipped=arguments.to, built=arguments.to)
     torch.set_num_threads(1)  # the networks are small: start one process per core for different names instead
     chosen = [by_name(name) for name in arguments.names] or [

@@ -116,7 +116,7 @@ def test_a_layer_that_looks_at_the_batch_only_in_training_passes(adapt: Any, fol
             return self.norm(super().forward(x, t))  # type: ignore[no-any-return]
 
     adapt(lambda path, device: model(Normed()))
-    load_adapted(folder, NAME)
+    assert isinstance(load_adapted(folder, NAME).network, Normed)
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.py", "weights.pt"])

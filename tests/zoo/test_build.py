@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +19,18 @@ from diffdefend_core.attacks.plant import fire
 from diffdefend_core.attacks.shapes import frames, target
 from diffdefend_core.diffusion.samplers import find as find_sampler
 from diffdefend_core.diffusion.samplers.trojdiff import NAMES
-from zoo.build import ASR_THRESHOLD, HERE, Zoo, backdoor_of, build, standard_zoo, success, write_card
+from zoo.build import (
+    ASR_THRESHOLD,
+    HERE,
+    Zoo,
+    backdoor_of,
+    build,
+    device,
+    standard_zoo,
+    success,
+    write_card,
+    zoo_of,
+)
 from zoo.data import Data, digits_data
 from zoo.recipes import RECIPES, Recipe, by_name
 
@@ -150,3 +163,21 @@ def test_a_model_is_built_with_its_parent_and_measured(
     assert sampler in card["asr"] and 0 <= card["asr_of_clean_parent"] <= 1
     backdoor = backdoor_of(recipe, built.denoiser, zoo)
     assert backdoor.sampler == sampler and backdoor.trigger.shape == built.denoiser.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("tpu", "expected cpu, cuda"), ("cuda", "expected a GPU that torch can see")]
+)
+def test_a_device_that_is_not_there_is_refused(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        device(name)
+    assert device("cpu") == "cpu"
+
+
+def test_images_that_keep_their_size_have_a_zoo_of_their_own(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", train_x=np.zeros((3, 28, 28), np.uint8), train_y=np.arange(3))
+    padded, bare = (zoo_of(tmp_path / "few.npz", unpadded=unpadded) for unpadded in (False, True))
+    assert (padded.data.size, bare.data.size) == (32, 28)
+    assert padded.built.name == "few" and bare.built.name == "few-unpadded"
+    assert zoo_of(tmp_path / "few.npz", to=tmp_path).place(RECIPES[0]).parent == tmp_path
