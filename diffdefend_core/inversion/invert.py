@@ -14,7 +14,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
-from diffdefend_core.inversion.refine import align, noise_gain, switching_norm, untreated_share
+from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length
 from diffdefend_core.inversion.twin import forgetful_twin
@@ -28,7 +28,7 @@ MODERATE = 0.1
 # below CERTAIN networks that are not ideal violate monotonicity, backdoored or not
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
-ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
+ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.002, 0.1
 RACES = 2  # one for each law
 
 
@@ -132,6 +132,7 @@ def invert(
     against = _least_monotone(suspect, stand, options, seed, progress)
     found = [_even(stand, even), _even_in_quiet(stand, even), _against(stand, against)]
     sampler = usual(suspect)
+    ordinary = ORDINARY_FLOW_PARITY if suspect.process == "flow" else ORDINARY_PARITY
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
     trained = 0 if reference is not None else options.twin_steps * options.twin_batch * 3
     record = InvertedTrigger(
@@ -140,19 +141,24 @@ def invert(
         seed=seed,
         timesteps=stand.levels,
         candidates=tuple(candidate for candidate, _ in found),
-        best=max((candidate for candidate, _ in found), key=_strength).name,
+        best=max((candidate for candidate, _ in found), key=lambda item: _strength(item, ordinary)).name,
         forward_equivalents=drawn + checked + trained + stand.spent,
     )
     return Inversion(record=record, triggers={item.name: tau for item, tau in found}, reference=twin)
 
 
 def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
-    """Race for parity, which has no sign; one start is U[0,1], which most triggers are near."""
+    """Race for parity, which has no sign; one start is U[0,1], which most triggers are near.
+
+    A flow answers the clean data at every level, and moves it the more evenly the larger a shift is: what it has no
+    trigger for moves in proportion, so that a small one stands out.
+    """
     begun = normal_starts(suspect.shape, options.starts, seed)
     begun[0] = torch.rand(suspect.shape, generator=torch.Generator().manual_seed(seed))
+    norm = options.flow_rms if suspect.process == "flow" else options.rms
     return race(
         parity_loss(stand.searched), len(stand.searched.probes), [start.to(suspect.device) for start in begun], options,
-        norm=options.rms, learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
+        norm=norm, learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
     )  # fmt: skip
 
 
@@ -210,7 +216,7 @@ def _turned_in_quiet(stand: _Stand, track: Track) -> _Quiet:
     tau, quiet = track.shift.detach(), stand.quiet
     turned = max((align(quiet.suspect, sign * tau) for sign in (1, -1)), key=lambda item: _parity(quiet, item))
     parity, control = _parity(quiet, turned), _control(quiet, turned)
-    turned = max((turned, -turned), key=lambda item: noise_gain(quiet.suspect, item))
+    turned = _signed_in_quiet(quiet.suspect, turned)
     return _Quiet(turned, quiet.suspect, parity, control)
 
 
@@ -261,13 +267,21 @@ def _signed(answers: Answers, tau: Tensor) -> Tensor:
     return max((tau, -tau), key=lambda item: untreated_share(answers, item))
 
 
-def _strength(candidate: TriggerCandidate) -> float:
+def _signed_in_quiet(answers: Answers, tau: Tensor) -> Tensor:
+    """Return tau or -tau: the one under which the network takes quiet noise for ordinary noise, as far as any does."""
+    if answers.denoiser.process in ALL_NOISE:
+        return _signed(answers, tau)
+    return max((tau, -tau), key=lambda item: noise_gain(answers, item))
+
+
+def _strength(candidate: TriggerCandidate, ordinary: float) -> float:
     """Return how strongly a candidate breaks either law, on a common scale: for the choice of what is shown first.
 
-    Networks answer more evenly where the noise is too quiet, whatever the trigger.
+    `ordinary` is the parity that clean networks of the process reach. They answer more evenly where the noise is too
+    quiet, whatever the trigger.
     """
     even = candidate.parity / (2 if candidate.name == "quiet" else 1)
-    return max(even / ORDINARY_PARITY, candidate.violation / ORDINARY_VIOLATION)
+    return max(even / ordinary, candidate.violation / ORDINARY_VIOLATION)
 
 
 def _counting(progress: Progress, number: int, options: InversionOptions) -> Callable[[int, int], None]:

@@ -15,10 +15,19 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.response import Answers, rms
 
+# Processes whose networks answer clean data at every level. They take every shift for noise (rho = 1), so that what is
+# left of one is the picture that it paints, and no trigger.
+ALL_NOISE = ("flow", "consistency")
+
 
 @torch.no_grad()
 def align(answers: Answers, tau: Tensor, rounds: int = 3) -> Tensor:
-    """Return tau [C, H, W] turned, at its own norm, to the fixed point of tau -> s tau - sigma Delta(tau)."""
+    """Return tau [C, H, W] turned, at its own norm, to the fixed point of tau -> s tau - sigma Delta(tau).
+
+    It stays what it is for processes of ALL_NOISE.
+    """
+    if answers.denoiser.process in ALL_NOISE:
+        return tau
     norm = rms(tau)
     for _ in range(rounds):
         rest = torch.stack([answers.untreated(tau, number) for number in range(len(answers.probes))]).mean(0)

@@ -8,11 +8,13 @@ clean rows come from the model's own samples. The targets of the removal, on x_t
 | R1 | as phi without the trigger | Elijah, at the last level alone |
 | R2 | as a trusted reference does with the trigger | algorithms.md 5.4 |
 | R3 | as phi without the trigger, plus the benign linear response to d | algorithms.md 5.4 |
-| R4 | as R3 where the noise outweighs the data; elsewhere plus what phi takes away for -d | ours (not published) |
+| R4 | as R3, but as far as phi takes -d for noise; in little noise half of it by what phi takes away for -d | ours \
+(not published) |
 
-The benign linear response is that of Gaussian data with the covariance of phi's own samples: right in much noise, and
-far off in little, where it would have the network unlearn what nothing is wrong with. There the answer to -d, where no
-trigger fires, is the better guide.
+The benign linear response is that of Gaussian data with the covariance of phi's own samples. A network that never saw a
+shift takes a little less of it for noise, by about the same share of every shift, and in little noise that response is
+far off: a repair by it unlearns what nothing is wrong with, and the images suffer. No trigger fires at -d, so that the
+answers there tell both: the share, and how far the other half should go.
 """
 
 from __future__ import annotations
@@ -186,8 +188,7 @@ def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
 def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference: Denoiser | None = None) -> Goal:
     """Return what a repaired model has to answer at x_t + d, by one of TARGETS; `data` is that of phi's own samples.
 
-    R4 weights the mirrored response with alpha_t^2 / (alpha_t^2 + sigma_t^2). Raises ValueError for R2 without a
-    reference.
+    Raises ValueError for R2 without a reference.
     """
     if target == R2:
         if reference is None:
@@ -198,13 +199,24 @@ def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference
         return plain
     added = benign_response(phi, data, rows)
     if target == R4:
-        mirrored = mirrored_response(phi, rows, plain)
-        alpha, sigma = phi.levels.at(rows.t, rows.x)
-        weight = alpha**2 / (alpha**2 + sigma**2)
-        added = Goal(
-            noise=torch.lerp(added.noise, mirrored.noise, weight), x0=torch.lerp(added.x0, mirrored.x0, weight)
-        )
+        added = _by_the_opposite(phi, rows, added, mirrored_response(phi, rows, plain))
     return Goal(noise=plain.noise + added.noise, x0=plain.x0 + added.x0)
+
+
+def _by_the_opposite(phi: Denoiser, rows: Rows, benign: Goal, mirrored: Goal) -> Goal:
+    """Return what R4 adds: with w = sigma_t^2 / (alpha_t^2 + sigma_t^2) the benign noise 1 - w (1 - share) times.
+
+    `share` is the least-squares scale of the mirrored noise on the benign one, one for all rows, weighted with w. Then
+    (1 - w) / 2 of the mirrored response takes the place of as much of that.
+    """
+    alpha, sigma = phi.levels.at(rows.t, rows.x)
+    noisy = sigma**2 / (alpha**2 + sigma**2)
+    along, size = (noisy * benign.noise * goal.noise for goal in (mirrored, benign))
+    share = (along.sum() / size.sum().clamp(min=1e-12)).clamp(0, 1)
+    noise = (1 - noisy * (1 - share)) * benign.noise
+    x0 = (rows.displacement - sigma * noise) / alpha
+    weight = (1 - noisy) / 2
+    return Goal(noise=torch.lerp(noise, mirrored.noise, weight), x0=torch.lerp(x0, mirrored.x0, weight))
 
 
 def retention_weights(phi: Denoiser, rows: Rows, at_most: float) -> Tensor:
