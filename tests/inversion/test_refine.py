@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
+from analytic import PROCESSES, SHAPE, clean_denoiser, poisoned_denoiser, small_of, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
@@ -119,3 +119,12 @@ def test_cosines_by_hand() -> None:
     assert cosine(a, 3 * a) == pytest.approx(1)
     assert cosine(a, -a) == pytest.approx(-1)
     assert cosine(a, b) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_only_a_network_that_predicts_noise_turns_a_shift(process: str) -> None:
+    """What a network that answers clean data leaves of a shift is the picture that it paints."""
+    denoiser, tau = small_of(process), of_norm(0.5)
+    level = levels_at(denoiser.levels, (0.05,))
+    found = align(Answers(denoiser, probes_at(SAMPLES, level, pairs=4, seed=0)), tau)
+    assert torch.equal(found, tau) is (process in ("flow", "consistency"))
