@@ -25,10 +25,13 @@ Progress = Callable[[str, int, int], None]
 # A signal alpha / sigma below MODERATE names a noisy level, where stochastic attacks show; above it deterministic ones
 # do.
 MODERATE = 0.1
+# Of a flow only levels below this one are noisy: it answers clean data at every level, and what is even in the answers
+# grows with the signal, in a clean flow most.
+FLOW_NOISY = 0.02
 # below CERTAIN networks that are not ideal violate monotonicity, backdoored or not
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
-ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.002, 0.1
+ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.0005, 0.1
 RACES = 2  # one for each law
 
 
@@ -52,7 +55,8 @@ class _Stand:
     ) -> None:
         noisy = levels_at(suspect.levels, options.signals)
         moderate = levels_at(suspect.levels, options.moderate_signals)
-        self.options = options
+        flow = suspect.process == "flow"
+        self.options, self.faint = options, FLOW_NOISY if flow else MODERATE
         self.levels = levels_at(suspect.levels, options.probe_signals)
         lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
         self.searched = lay(noisy, pairs=options.pairs, seed=seed, each=options.probes)
@@ -60,6 +64,7 @@ class _Stand:
             suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
         )
         self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
+        noisy = levels_at(suspect.levels, (min(options.signals),)) if flow else noisy
         self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
         self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
@@ -95,7 +100,7 @@ class _Stand:
         """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere."""
         found = self.measuring.parity(tau)
         moderate = self.where(found.content, lambda signal: not _is_noisy(signal))
-        return _mean(self.where(found.difference, _is_noisy)), _mean(moderate)
+        return _mean(self.where(found.difference, lambda signal: signal < self.faint)), _mean(moderate)
 
     def where(self, values: tuple[float, ...], wanted: Callable[[float], bool]) -> list[float]:
         """Return those of the values at the probe signals whose signal is wanted."""
