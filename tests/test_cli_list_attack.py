@@ -214,7 +214,7 @@ def test_labelled_images_in_the_unit_range_are_what_a_universal_trigger_is_made_
         assert file.get_tensor("trigger").abs().max().item() == pytest.approx(0.5)
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, *texts: str) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], code: int, *texts: str) -> None:
     out, err = capsys.readouterr()
     assert code == 2 and out == ""
     lines = [line for line in err.splitlines() if not line.startswith("diffdefend: warning: ")]
@@ -240,7 +240,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *texts: str) -> None:
 def test_what_cannot_be_planted_is_one_line_and_leaves_nothing_behind(
     flags: list[str], method: str, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, attack(*flags, method=method), *texts)
+    assert_refused(capsys, attack(*flags, method=method), *texts)
     assert {path.name for path in tmp_path.iterdir()} <= {"store"}
 
 
@@ -249,7 +249,7 @@ def test_a_data_file_that_is_none_is_one_line(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
-    refused(capsys, attack("--data", "bad.npz"), "bad.npz cannot be read", "`images`")
+    assert_refused(capsys, attack("--data", "bad.npz"), "bad.npz cannot be read", "`images`")
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +286,7 @@ def test_data_of_another_form_are_one_line(
     arrays: dict[str, np.ndarray], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = npz(tmp_path / "bad.npz", **arrays)
-    refused(capsys, attack("--data", data, method="uibdiffusion" if "labels" in arrays else "villan-ode"), text)
+    assert_refused(capsys, attack("--data", data, method="uibdiffusion" if "labels" in arrays else "villan-ode"), text)
     assert not (tmp_path / "out").exists()
 
 
@@ -294,24 +294,24 @@ def test_a_class_that_the_data_do_not_have_is_refused(tmp_path: Path, capsys: py
     data = digits_file(tmp_path / "digits.npz")
     for target in ("class:11", "class:x", "ring"):
         code = attack("--data", data, "--target", target, method="trojdiff-in-d2d-patch")
-        refused(capsys, code, f"target '{target}' names no class of the data")
+        assert_refused(capsys, code, f"target '{target}' names no class of the data")
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    refused(capsys, attack(), "out is not empty")
+    assert_refused(capsys, attack(), "out is not empty")
     assert contents(tmp_path) == {"out/mine"}
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("mine")
-    refused(capsys, attack(), "out")
+    assert_refused(capsys, attack(), "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_a_model_that_may_not_be_loaded_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.pkl").write_bytes(b"\x80")
-    refused(capsys, attack(source=str(tmp_path / "model")))
+    assert_refused(capsys, attack(source=str(tmp_path / "model")))
     assert not (tmp_path / "out").exists()

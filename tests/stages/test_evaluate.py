@@ -81,7 +81,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 8), suffi
     return folder
 
 
-def refused(kept: Kept, match: str, **options: Any) -> None:
+def assert_refused(kept: Kept, match: str, **options: Any) -> None:
     """Assert that the evaluation is refused in one line, and that it leaves nothing."""
     place = Path(kept.settings.store.removeprefix("file://")) / "evaluate"
     before = set(place.glob("*"))
@@ -156,22 +156,22 @@ def test_a_trusted_model_is_a_reference(kept: Kept, pristine_model: Path, tmp_pa
 def test_a_model_of_another_family_or_shape_is_no_reference(kept: Kept, pristine_model: Path, tmp_path: Path) -> None:
     save_tiny_pipeline(tmp_path / "flow", "flow")
     digits = str(ROOT / "zoo" / "digits" / "base-a")
-    refused(kept, r"evaluation.reference is flow \(3, 8, 8\); expected ddpm", reference=str(tmp_path / "flow"))
-    refused(kept, r"evaluation.reference is ddpm \(1, 16, 16\); expected ddpm \(3, 8, 8\)", reference=digits)
-    refused(kept, "is the model itself", reference=str(pristine_model))
+    assert_refused(kept, r"evaluation.reference is flow \(3, 8, 8\); expected ddpm", reference=str(tmp_path / "flow"))
+    assert_refused(kept, r"evaluation.reference is ddpm \(1, 16, 16\); expected ddpm \(3, 8, 8\)", reference=digits)
+    assert_refused(kept, "is the model itself", reference=str(pristine_model))
 
 
 def test_images_that_do_not_fit_are_refused(kept: Kept, tmp_path: Path) -> None:
-    refused(kept, "9 x 8 pixels; expected 8 x 8", reference=str(write_images(tmp_path / "wide", 5, (9, 8))))
-    refused(kept, "with 3 images; expected at least 4", reference=str(write_images(tmp_path / "few", 3)))
+    assert_refused(kept, "9 x 8 pixels; expected 8 x 8", reference=str(write_images(tmp_path / "wide", 5, (9, 8))))
+    assert_refused(kept, "with 3 images; expected at least 4", reference=str(write_images(tmp_path / "few", 3)))
     torn = write_images(tmp_path / "torn", 5)
     (torn / "2.png").write_bytes((torn / "2.png").read_bytes()[:60])
-    refused(kept, "reference image 2.png cannot be read", reference=str(torn))
+    assert_refused(kept, "reference image 2.png cannot be read", reference=str(torn))
     (torn / "2.png").write_bytes(b"GIF89a" + bytes(40))
-    refused(kept, "reference image 2.png cannot be read", reference=str(torn))
+    assert_refused(kept, "reference image 2.png cannot be read", reference=str(torn))
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("no picture")
-    refused(kept, "holds no images and no model", reference=str(tmp_path / "words"))
+    assert_refused(kept, "holds no images and no model", reference=str(tmp_path / "words"))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_images_that_do_not_fit_are_refused(kept: Kept, tmp_path: Path) -> None:
 )
 def test_an_npz_that_does_not_fit_is_refused(arrays: dict[str, Any], reason: str, kept: Kept, tmp_path: Path) -> None:
     np.savez(tmp_path / "reference.npz", **arrays)
-    refused(kept, reason, reference=str(tmp_path / "reference.npz"))
+    assert_refused(kept, reason, reference=str(tmp_path / "reference.npz"))
 
 
 def test_an_npz_that_unpacks_to_more_than_allowed_is_refused(
@@ -204,19 +204,21 @@ def test_an_npz_that_unpacks_to_more_than_allowed_is_refused(
     monkeypatch.setattr("diffdefend_core.evaluation.reference.MAX_NPZ_BYTES", 10_000)
     np.savez_compressed(tmp_path / "bomb.npz", features=np.zeros((1000, 32)), extractor="digits-cnn-v1")
     assert (tmp_path / "bomb.npz").stat().st_size < 10_000
-    refused(kept, "unpacks to", reference=str(tmp_path / "bomb.npz"))
+    assert_refused(kept, "unpacks to", reference=str(tmp_path / "bomb.npz"))
 
 
 def test_an_extractor_of_another_digest_is_refused(kept: Kept, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"other weights")
     options = {"extractor": "inception-v3", "extractor_weights": str(tmp_path / "weights.pth")}
-    refused(kept, "inception-v3 have sha256 [0-9a-f]{64}; expected 6726825d", **options)
-    refused(kept, "inception-v3 without weights", extractor="inception-v3")
-    refused(kept, "LPIPS have sha256 [0-9a-f]{64}; expected 7be5be79", lpips_weights=str(tmp_path / "weights.pth"))
+    assert_refused(kept, "inception-v3 have sha256 [0-9a-f]{64}; expected 6726825d", **options)
+    assert_refused(kept, "inception-v3 without weights", extractor="inception-v3")
+    assert_refused(
+        kept, "LPIPS have sha256 [0-9a-f]{64}; expected 7be5be79", lpips_weights=str(tmp_path / "weights.pth")
+    )
 
 
 def test_too_few_samples_are_refused_before_anything_is_painted(kept: Kept) -> None:
-    refused(kept, "evaluation.samples is 3; expected at least 4", samples=3)
+    assert_refused(kept, "evaluation.samples is 3; expected at least 4", samples=3)
 
 
 def test_a_full_disk_is_an_error_of_one_line_and_leaves_nothing(kept: Kept) -> None:
