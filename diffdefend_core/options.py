@@ -7,7 +7,14 @@ name noise levels independently of a model's schedule and number of steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Len
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Weight = Annotated[float, Ge(0)]
+Positives = Annotated[tuple[Positive, ...], Len(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,29 +38,29 @@ class InversionOptions:
 
     method: Literal["diffdefend", "terd", "elijah", "purediffusion"] = "diffdefend"
     reference: str = ""
-    own_samples: int = 128
-    own_steps: int = 20
-    twin_steps: int = 64
-    twin_batch: int = 48
-    twin_learning_rate: float = 3e-4
-    starts: int = 4
-    race_iterations: int = 12
-    iterations: int = 40
-    pairs: int = 6
-    probes: int = 3
-    learning_rate: float = 0.1
-    moderate_learning_rate: float = 0.2
-    rms: float = 0.5
-    flow_rms: float = 0.3
-    moderate_rms: float = 0.7
-    quiet_noise: float = 0.7
-    still_noise: float = 0.5
-    norms: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-    signals: tuple[float, ...] = (0.012, 0.03, 0.065)
-    moderate_signals: tuple[float, ...] = (0.16, 0.29, 0.5)
-    probe_signals: tuple[float, ...] = (0.008, 0.016, 0.039, 0.083, 0.16, 0.29, 0.5)
-    probe_pairs: int = 12
-    worst_error: float = 0.95
+    own_samples: Count = 128
+    own_steps: Count = 20
+    twin_steps: Count = 64
+    twin_batch: Count = 48
+    twin_learning_rate: Positive = 3e-4
+    starts: Count = 4
+    race_iterations: Count = 12
+    iterations: Count = 40
+    pairs: Count = 6
+    probes: Count = 3
+    learning_rate: Positive = 0.1
+    moderate_learning_rate: Positive = 0.2
+    rms: Positive = 0.5
+    flow_rms: Positive = 0.3
+    moderate_rms: Positive = 0.7
+    quiet_noise: Positive = 0.7
+    still_noise: Positive = 0.5
+    norms: Positives = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+    signals: Positives = (0.012, 0.03, 0.065)
+    moderate_signals: Positives = (0.16, 0.29, 0.5)
+    probe_signals: Positives = (0.008, 0.016, 0.039, 0.083, 0.16, 0.29, 0.5)
+    probe_pairs: Count = 12
+    worst_error: Positive = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +74,11 @@ class DetectionOptions:
     """
 
     calibration: str = "shipped"
-    limit: float = 4.0
-    samples: int = 16
-    rms: tuple[float, ...] = (0.5, 0.75, 1.0)
-    stochastic_steps: int = 50
-    deterministic_steps: int = 20
+    limit: Positive = 4.0
+    samples: Count = 16
+    rms: Positives = (0.5, 0.75, 1.0)
+    stochastic_steps: Count = 50
+    deterministic_steps: Count = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +94,15 @@ class PurificationOptions:
     """
 
     target: Literal["r1", "r2", "r3", "r4"] = "r4"
-    rounds: int = 3
-    steps: int = 400
-    removal_batch: int = 40
-    retention_batch: int = 30
-    retention_weight: float = 8.0
-    learning_rate: float = 8e-4
-    own_samples: int = 512
-    own_steps: int = 20
-    checkpoint_steps: int = 100
+    rounds: Count = 3
+    steps: Count = 400
+    removal_batch: Count = 40
+    retention_batch: Count = 30
+    retention_weight: Weight = 8.0
+    learning_rate: Positive = 8e-4
+    own_samples: Count = 512
+    own_steps: Count = 20
+    checkpoint_steps: Count = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +129,15 @@ class EvaluationOptions:
     lpips_sha256: str = ""
     reference: str = "self"
     known_trigger: str = ""
-    samples: int = 256
-    sample_steps: int = 25
-    triggered_samples: int = 64
-    other_samples: int = 50
-    stochastic_steps: int = 250
-    deterministic_steps: int = 25
-    asr_threshold: float = 0.05
-    asr_thresholds: tuple[float, ...] = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
-    resamples: int = 200
+    samples: Count = 256
+    sample_steps: Count = 25
+    triggered_samples: Count = 64
+    other_samples: Annotated[int, Ge(0)] = 50
+    stochastic_steps: Count = 250
+    deterministic_steps: Count = 25
+    asr_threshold: Weight = 0.05
+    asr_thresholds: Positives = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+    resamples: Count = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +179,12 @@ class ElijahOptions:
     `positive` for TrojDiff and NCSN. `samples` images are painted under each found shift.
     """
 
-    response: tuple[float, ...] = (0.5, 1.0)
+    response: Annotated[tuple[Weight, ...], Len(1)] = (0.5, 1.0)
     starts: tuple[str, ...] = ("negative",)
-    iterations: int = 100
-    batch: int = 100
-    learning_rate: float = 0.1
-    samples: int = 16
+    iterations: Count = 100
+    batch: Count = 100
+    learning_rate: Positive = 0.1
+    samples: Count = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,16 +199,16 @@ class TerdOptions:
     """
 
     start: str = "negative"
-    iterations: int = 3000
-    refinement_iterations: int = 1000
-    batch: int = 16
-    ends: float = 0.01
-    learning_rate: float = 0.5
-    weight: float = 5e-5
-    refinement_steps: int = 10
-    gradient_clip: float = 0.01
+    iterations: Count = 3000
+    refinement_iterations: Count = 1000
+    batch: Count = 16
+    ends: Positive = 0.01
+    learning_rate: Positive = 0.5
+    weight: Weight = 5e-5
+    refinement_steps: Count = 10
+    gradient_clip: Positive = 0.01
     gamma: bool = False
-    gamma_learning_rate: float = 1e-3
+    gamma_learning_rate: Positive = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +224,8 @@ class PureDiffusionOptions:
     families: tuple[str, ...] = ("sde", "ode")
     starts: tuple[str, ...] = ("negative",)
     levels: tuple[float, ...] = (1.0, 0.95, 0.9, 0.8)
-    iterations: int = 100
-    batch: int = 32
-    learning_rate: float = 0.1
-    consistency: float = 0.1
-    samples: int = 16
+    iterations: Count = 100
+    batch: Count = 32
+    learning_rate: Positive = 0.1
+    consistency: Weight = 0.1
+    samples: Count = 16
