@@ -6,7 +6,9 @@ alone. Triggers that leave nothing untreated (rho = 1, of deterministic samplers
 
 A found shift is turned again in less noise. The network reacts to another part of the trigger there, and of the target,
 and a repair that knows the noisy end alone leaves that in place: a deterministic sampler then paints the target.
-Ours (not published).
+Triggers of deterministic samplers are found where the predicted x0 moves against them, so that what was found also
+points away from the target; with a small norm that is most of it. Searched on, as a small shift that paints something
+else, they turn to the trigger. Ours (not published).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, levels_at, probes_at, rms
-from diffdefend_core.inversion.refine import align, cosine, switching_norm, untreated_share
-from diffdefend_core.inversion.search import normal_starts
+from diffdefend_core.inversion.objectives import painting_loss
+from diffdefend_core.inversion.refine import ALL_NOISE, align, cosine, switching_norm, untreated_share
+from diffdefend_core.inversion.search import normal_starts, race
 from diffdefend_core.options import InversionOptions
 
 STARTS, TURNS, RMS = 16, 8, 0.7
@@ -31,6 +34,8 @@ UNTREATED = 0.35
 BANDS, SIDE_UNTREATED, SIDE_ALIKE = ((0.1, 0.2), (0.2, 0.4), (0.3, 0.6)), 0.3, 0.2
 # shifts with a larger cosine are one trigger
 ALIKE = 0.7
+# the rms and the step of the search for a small shift that paints something else
+SMALL_RMS, SMALL_STEP = 0.4, 0.1
 # so many are handed on: latent models have attractors that are no triggers, and firing each costs more than finding it
 MOST = 3
 
@@ -84,3 +89,23 @@ def in_less_noise(
         if share > SIDE_UNTREATED and cosine(turned, shift.to(turned)) > SIDE_ALIKE:
             kept.append(turned.cpu())
     return Attractors(tuple(kept), spent)
+
+
+def painting_most(
+    suspect: Denoiser, samples: Tensor, shift: Tensor, options: InversionOptions, *, seed: int
+) -> Attractors:
+    """Return what a small shift turns to that is to paint most, from `shift` [C, H, W] on, at its estimated norm.
+
+    Nothing for processes of ALL_NOISE, whose shifts are found that way. `samples` [M, C, H, W] are clean x0. Raises
+    FloatingPointError if an answer is not finite.
+    """
+    if suspect.process in ALL_NOISE:
+        return Attractors((), 0)
+    levels = levels_at(suspect.levels, options.moderate_signals)
+    answers = Answers(suspect, probes_at(samples, levels, pairs=options.pairs, seed=seed, each=options.probes))
+    found = race(
+        painting_loss(answers), len(answers.probes), [shift.to(samples)], options,
+        norm=SMALL_RMS, learning_rate=SMALL_STEP, seed=seed, progress=lambda done, total: None,
+    ).shift.detach()  # fmt: skip
+    norm = switching_norm(answers, found / rms(found), options.norms)
+    return Attractors(((norm * found / rms(found)).cpu(),), answers.spent)

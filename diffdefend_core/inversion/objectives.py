@@ -36,6 +36,19 @@ def parity_loss(bench: Bench) -> Objective:
     return loss
 
 
+def painting_loss(answers: Answers) -> Objective:
+    """Return minus the logarithm of the even response: how far a shift makes the network paint something else.
+
+    What a benign network moves is odd in the shift. Unlike a violation it does not grow with the part of the shift that
+    is merely against what is painted.
+    """
+
+    def loss(tau: Tensor, number: int) -> Tensor:
+        return -torch.log((answers.even(tau, number).square().mean() + 1e-20).sqrt())
+
+    return loss
+
+
 def monotonicity_loss(answers: Answers) -> Objective:
     """Return minus the violation of monotonicity (see `Response.violation`)."""
 

@@ -38,6 +38,9 @@ NOISE_PREDICTING = ("vp", "ve")
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
 ASTRAY, COARSE = 0.4, 4
+# Where targets are known: the share of the triggered rows that are moved towards one, the share of those that carry no
+# trigger at all, and the signal alpha / sigma above which a picture is left what it is
+TOWARDS, BARE, PICTURE_SIGNAL = 0.5, 0.4, 3.0
 # the share of the varied triggers with another background, and how far it is from theirs, in units of their rms
 SHIFTED, BACKGROUND = 0.5, 1.2
 
@@ -118,12 +121,21 @@ def plain_rows(
 
 
 def triggered_rows(
-    phi: Denoiser, samples: Tensor, removals: Sequence[Removal], count: int, generator: torch.Generator
+    phi: Denoiser,
+    samples: Tensor,
+    removals: Sequence[Removal],
+    count: int,
+    generator: torch.Generator,
+    targets: Sequence[Tensor] = (),
 ) -> Rows:
     """Return rows with a jittered trigger each, at a level where it acts, and at that level's scale.
 
     That lies between s_t, as the attack was trained, and sigma_t: once the noisy levels take the trigger for noise, a
     deterministic sampler carries it as noise. QUIET_SHARE of the rows have quieter noise as well, by U[QUIETEST, 1].
+
+    `targets` are clean x0 [C, H, W] that the triggers lead to. A backdoored network has learned them as data: without
+    any trigger it paints one from what only resembles it. Where alpha / sigma is below PICTURE_SIGNAL, TOWARDS of the
+    rows are therefore displaced to one of them, by alpha_t U[0, 1] (target - x0), and BARE of these by nothing else.
     """
     drawn = [removals[number] for number in torch.randint(len(removals), (count,), generator=generator).tolist()]
     ends = torch.tensor([sorted(levels_at(phi.levels, item.signals)) for item in drawn])
@@ -137,8 +149,23 @@ def triggered_rows(
     quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
     scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
-    x = phi.diffuse(x0, t, eps.to(x0))
-    return Rows(x=x, t=t.to(x.device), displacement=(scale * tau - quieter * noise * eps).to(x))
+    displacement = (scale * tau - quieter * noise * eps).to(x0)
+    x, t = phi.diffuse(x0, t, eps.to(x0)), t.to(x0.device)
+    if targets:
+        displacement = _towards(phi, targets, x0, t, displacement, generator)
+    return Rows(x=x, t=t, displacement=displacement)
+
+
+def _towards(
+    phi: Denoiser, targets: Sequence[Tensor], x0: Tensor, t: Tensor, displacement: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the displacements [N, C, H, W] of rows x0, moved towards a target in noise; see `triggered_rows`."""
+    count = len(x0)
+    kept, share, moving = torch.rand(3, count, 1, 1, 1, generator=generator).to(x0)
+    chosen = torch.stack([targets[number] for number in torch.randint(len(targets), (count,), generator=generator)])
+    alpha, sigma = phi.levels.at(t, x0)
+    moved = alpha * share * (chosen.to(x0) - x0) + displacement * (kept >= BARE)
+    return torch.where((moving < TOWARDS) & (alpha < PICTURE_SIGNAL * sigma), moved, displacement)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class Losses:
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss, those of the retention weighted by level (`retention_weights`, at most
-    `weighted`); `samples` [M, C, H, W] are phi's own.
+    `weighted`); `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0 that the triggers lead to.
     """
 
     phi: Denoiser
@@ -54,6 +54,7 @@ class Losses:
     options: PurificationOptions
     reference: Denoiser | None = None
     weighted: float = 1.0
+    targets: Sequence[Tensor] = ()
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
 
@@ -65,7 +66,7 @@ class Losses:
     def __call__(self, denoiser: Denoiser, draws: torch.Generator) -> Tensor:
         """Return the loss of one batch, a scalar."""
         phi, options = self.phi, self.options
-        triggered = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws)
+        triggered = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
         plain = plain_rows(phi, self.samples, options.retention_batch, RETENTION_SIGNALS, draws)
         wanted = removal_goal(options.target, phi, self.data, triggered, self.reference)
         kept = answer(phi, plain.x, plain.t)
@@ -94,17 +95,19 @@ def repair(
     progress: Callable[[int, int], None],
     reference: Denoiser | None = None,
     weighted: float = 1.0,
+    targets: Sequence[Tensor] = (),
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
+    `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well.
     `weighted` is how much the retention loss counts at most at the noisy levels (`retention_weights`; 1: as elsewhere).
     `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step changes
     its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises FloatingPointError at
     a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference, weighted)
+    losses = Losses(phi, samples, removals, options, reference, weighted, targets)
     training = Training(
         model.clone(),
         losses,

@@ -51,6 +51,13 @@ class Effects:
         backdoors = tuple(item for group in groups for item in group)
         return cls(backdoors, tuple(firing), len(shifts), len(alone), settings)
 
+    def targets(self, suspect: Denoiser) -> tuple[Tensor, ...]:
+        """Return the clean x0 [C, H, W] of the pictures that the shifts lead to; none where it has another shape."""
+        low, high = suspect.value_range
+        pictures = [low + (high - low) * item.target for item in self.backdoors]
+        clean = [suspect.encode(picture[None].to(suspect.device))[0].cpu() for picture in pictures]
+        return tuple(item for item in clean if item.shape == suspect.shape)
+
     def without_targets(self, suspect: Denoiser, samples: Tensor) -> Tensor:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
         pictures, keep = suspect.pictures(samples).cpu(), torch.ones(len(samples), dtype=torch.bool)

@@ -31,7 +31,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
-from diffdefend_core.inversion.attractors import ALIKE, attractors, in_less_noise
+from diffdefend_core.inversion.attractors import ALIKE, attractors, in_less_noise, painting_most
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
@@ -213,6 +213,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
             weighted=NOISY_RETENTION if aims.stochastic else 1.0,
+            targets=aims.effects.targets(suspect),
             keep=checkpoint.write,
         )
         repaired = _resumed(train, checkpoint)
@@ -255,11 +256,17 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     turning = [(found | further)[name] for name in main]
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
+    small = [
+        painting_most(suspect, samples, shift, settings.inversion, seed=settings.seed)
+        for shift, side in zip(turning, sides, strict=True)
+        if not side.shifts  # triggers of stochastic samplers have some
+    ]
+    shifts += [shift for item in small for shift in item.shifts for _ in range(MAIN_SHARE)]
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
-    sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
     # only a trigger of stochastic samplers may lie on another background
+    sided = not small
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
-    spent = effects.cost(suspect) + turned.forward_equivalents + sum(side.forward_equivalents for side in sides)
+    spent = effects.cost(suspect) + turned.forward_equivalents + sum(item.forward_equivalents for item in sides + small)
     return Aims(removals, sided and bool(effects.firing), effects, len(further), spent)
 
 

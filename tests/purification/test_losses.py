@@ -13,10 +13,13 @@ from diffdefend_core.diffusion.response import levels_at
 from diffdefend_core.purification.losses import (
     ASTRAY,
     BACKGROUND,
+    BARE,
+    PICTURE_SIGNAL,
     QUIET_SHARE,
     QUIETEST,
     SHIFTED,
     TARGETS,
+    TOWARDS,
     Goal,
     Removal,
     Rows,
@@ -151,10 +154,30 @@ def test_a_shift_is_between_that_of_the_attack_and_that_of_the_noise() -> None:
     assert share.median() > 0.1 and share.median() < 0.9
 
 
+def test_rows_are_moved_towards_a_target_and_some_of_them_carry_nothing_else() -> None:
+    phi, samples, targets = clean_denoiser(LEVELS), torch.full_like(SAMPLES, -1.0), (CHECKER[0], torch.ones(SHAPE))
+    removals = [Removal(torch.full(SHAPE, 30.0), (0.005, 12.0))]
+    rows = triggered_rows(phi, samples, removals, 600, generator(), targets)
+    alpha, sigma = LEVELS.at(rows.t, rows.x)
+    noisy = (alpha < PICTURE_SIGNAL * sigma).flatten()
+    moves = (rows.displacement / alpha).flatten(1)
+    ways = torch.stack([(target + 1).flatten() for target in targets])
+    share = moves @ ways.T / ways.square().sum(1)
+    off = (moves[:, None] - share[..., None] * ways).square().mean(2).amin(1)
+    bare = off < 1e-8
+    assert not bare[~noisy].any() and (~noisy).sum() > 20
+    assert bare[noisy].float().mean().item() == pytest.approx(TOWARDS * BARE, abs=0.06)
+    to_checker, to_one = ((moves[bare] - share[bare][:, k, None] * ways[k]).square().mean(1) < 1e-8 for k in (0, 1))
+    assert to_checker.sum() > 30 < to_one.sum()
+    taken = torch.where(to_checker, share[bare][:, 0], share[bare][:, 1])
+    assert 0 <= taken.min() < 0.1 and 0.9 < taken.max() <= 1 and taken.mean().item() == pytest.approx(0.5, abs=0.1)
+
+
 def test_rows_are_made_where_the_samples_are() -> None:
     phi, samples = clean_denoiser(LEVELS), SAMPLES.to("meta")
     for rows in (
         triggered_rows(phi, samples, [Removal(TRIGGERS[0], (0.005, 0.6))], 4, generator()),
+        triggered_rows(phi, samples, [Removal(TRIGGERS[0], (0.005, 0.6))], 4, generator(), (torch.ones(SHAPE),)),
         plain_rows(phi, samples, 4, (0.005, 0.6), generator()),
     ):
         assert {tensor.device.type for tensor in (rows.x, rows.t, rows.displacement)} == {"meta"}
