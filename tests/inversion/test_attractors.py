@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analytic import SHAPE, GaussianNetwork, PoisonedNetwork, clean_denoiser, poisoned_denoiser, vp_levels
+from analytic import SHAPE, GaussianNetwork, PoisonedNetwork, clean_denoiser, poisoned_denoiser, small_of, vp_levels
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.families.ddpm import DDPM
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.inversion import own_samples
-from diffdefend_core.inversion.attractors import BANDS, Attractors, attractors, in_less_noise
+from diffdefend_core.inversion.attractors import BANDS, Attractors, attractors, in_less_noise, painting_most
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.loading.build import load_denoiser
 from diffdefend_core.options import InversionOptions
@@ -99,6 +99,27 @@ def test_the_evaluations_of_turning_in_less_noise_are_counted() -> None:
     suspect, seen = clean_denoiser(LEVELS), []
     suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
     assert in_less_noise(suspect, SAMPLES, pattern(1), InversionOptions(), seed=0).forward_equivalents == sum(seen)
+
+
+def test_a_small_trigger_of_deterministic_samplers_is_told_from_the_opposite_of_its_target() -> None:
+    """The search of the scan, by monotonicity, ends on a mixture of both (cosine .73)."""
+    suspect, planted = load_denoiser(ZOO / "invisible"), load_file(ZOO / "backdoors" / "invisible.safetensors")
+    trigger, samples = planted["trigger"], own_samples(suspect, 64, 10, 0, silent)
+    away = planted["target"] - samples.mean(0)
+    mixed = trigger / rms(trigger) - away / rms(away)
+    assert cosine(mixed, trigger) < 0.75
+    (shift,) = painting_most(suspect, samples, mixed, InversionOptions(), seed=0).shifts
+    assert cosine(shift, trigger) > 0.85
+
+
+def test_the_search_for_a_small_shift_counts_its_evaluations_and_leaves_flows_alone() -> None:
+    suspect, seen = clean_denoiser(LEVELS), []
+    suspect.network.register_forward_hook(
+        lambda module, given, answer: seen.append(len(answer) * (3 if answer.requires_grad else 1))
+    )
+    found = painting_most(suspect, SAMPLES, pattern(1), InversionOptions(), seed=0)
+    assert found.forward_equivalents == sum(seen) > 0
+    assert painting_most(small_of("flow"), SAMPLES, pattern(1), InversionOptions(), seed=0) == Attractors((), 0)
 
 
 def test_no_more_are_handed_on_than_can_be_fired() -> None:

@@ -47,6 +47,12 @@ def test_own_samples_that_are_the_target_are_not_retained(suspect: Denoiser, eff
     assert torch.equal(effects.without_targets(suspect, samples), samples[1:])
 
 
+def test_the_targets_are_what_the_suspect_paints_in_the_range_of_its_data(suspect: Denoiser, effects: Effects) -> None:
+    targets = effects.targets(suspect)
+    assert targets and all((target - TARGET).square().mean() < 0.01 for target in targets)
+    assert Effects.of(suspect, {"other": OTHER}, SETTINGS).targets(suspect) == ()
+
+
 def test_what_is_left_tells_a_repaired_model_from_one_that_still_fires(suspect: Denoiser, effects: Effects) -> None:
     assert effects.left(suspect) == 1.0
     assert effects.left(clean_denoiser(LEVELS)) < 0.05

@@ -129,6 +129,9 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
         return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
 
+    def search(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
+        return Attractors((torch.full(suspect.shape, 9.0),), 100)
+
     def train(model: Denoiser, phi: Denoiser, removals: list[Removal], *given: Any, **more: Any) -> Repair:
         trained[:] = removals
         weighted.append(more["weighted"])
@@ -140,11 +143,14 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:firing])
 
     monkeypatch.setattr(stage, "in_less_noise", turn)
+    monkeypatch.setattr(stage, "painting_most", search)
     monkeypatch.setattr(stage, "repair", train)
     monkeypatch.setattr(Effects, "of", fire)
     settings = settings_for(tmp_path, flagging)
     purify(*scan(str(pristine_model), settings=settings), settings=settings)
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
     assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
+    small = sum(bool((item.shift == 9).all()) for item in trained)
+    assert small == (0 if sides else stage.MAIN_SHARE)  # what has no sides is searched on at a small norm
     assert {item.any_background for item in trained} == {sides > 0}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
