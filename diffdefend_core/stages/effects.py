@@ -51,6 +51,16 @@ class Effects:
         backdoors = tuple(item for group in groups for item in group)
         return cls(backdoors, tuple(firing), len(shifts), len(alone), settings)
 
+    def __add__(self, other: Effects) -> Effects:
+        """Return the effects of the shifts of both."""
+        return replace(
+            self,
+            backdoors=self.backdoors + other.backdoors,
+            firing=self.firing + other.firing,
+            fired=self.fired + other.fired,
+            opposed=self.opposed + other.opposed,
+        )
+
     def targets(self, suspect: Denoiser) -> tuple[Tensor, ...]:
         """Return the clean x0 [C, H, W] of the pictures that the shifts lead to; none where it has another shape."""
         low, high = suspect.value_range

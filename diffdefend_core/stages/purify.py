@@ -28,10 +28,11 @@ from diffdefend_core.artifacts import (
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import Calibration
 from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.response import rms
 from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
-from diffdefend_core.inversion.attractors import ALIKE, attractors, in_less_noise, painting_most
+from diffdefend_core.inversion.attractors import ALIKE, SMALL_RMS, attractors, in_less_noise, painting_most
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
@@ -261,7 +262,11 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
         for shift, side in zip(turning, sides, strict=True)
         if not side.shifts  # triggers of stochastic samplers have some
     ]
-    shifts += [shift for item in small for shift in item.shifts for _ in range(MAIN_SHARE)]
+    smaller = [shift for item in small for shift in item.shifts]
+    shifts += [shift for shift in smaller for _ in range(MAIN_SHARE)]
+    if not effects.firing:  # a large shift may lead to one picture on both sides
+        named = {f"small-{number}": SMALL_RMS * shift / rms(shift) for number, shift in enumerate(smaller, 1)}
+        effects += Effects.of(suspect, named, settings)
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     sided = not small
