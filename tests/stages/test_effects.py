@@ -34,6 +34,13 @@ def test_a_trigger_fires_and_another_shift_does_not(effects: Effects) -> None:
     assert (effects.fired, effects.opposed) == (2, 1)
 
 
+def test_the_effects_of_two_sets_of_shifts_are_those_of_all(suspect: Denoiser, effects: Effects) -> None:
+    apart = [Effects.of(suspect, {name: shift}, SETTINGS) for name, shift in (("trigger", TRIGGER), ("other", OTHER))]
+    both = apart[0] + apart[1]
+    assert (both.firing, both.fired, both.opposed) == (effects.firing, effects.fired, effects.opposed)
+    assert both.cost(suspect) == effects.cost(suspect) and len(both.backdoors) == len(effects.backdoors)
+
+
 def test_a_shift_on_which_both_sides_collapse_does_not_fire() -> None:
     constant = clean_denoiser(LEVELS, variance=1e-6)
     found = Effects.of(constant, {"any": OTHER}, SETTINGS)

@@ -112,7 +112,7 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
         assert all(torch.equal(found[name], before[name]) for name in before) is same
 
 
-@pytest.mark.parametrize(("sides", "firing"), [(0, 1), (2, 1), (2, 0)])
+@pytest.mark.parametrize(("sides", "firing"), [(0, 1), (0, 0), (2, 1), (2, 0)])
 def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_retention_counts_more_in_much_noise(
     tmp_path: Path,
     flagging: str,
@@ -138,8 +138,10 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         return repair(model, phi, removals, *given, **more)
 
     fired = Effects.of
+    names: list[str] = []
 
     def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
+        names.extend(shifts)
         return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:firing])
 
     monkeypatch.setattr(stage, "in_less_noise", turn)
@@ -152,5 +154,6 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
     small = sum(bool((item.shift == 9).all()) for item in trained)
     assert small == (0 if sides else stage.MAIN_SHARE)  # what has no sides is searched on at a small norm
+    assert ("small-1" in names) is (sides + firing == 0)
     assert {item.any_background for item in trained} == {sides > 0}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
