@@ -125,6 +125,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
     trained: list[Removal] = []
     weighted: list[float] = []
+    targets: list[int] = []
 
     def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
         return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
@@ -135,6 +136,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     def train(model: Denoiser, phi: Denoiser, removals: list[Removal], *given: Any, **more: Any) -> Repair:
         trained[:] = removals
         weighted.append(more["weighted"])
+        targets.append(len(more["targets"]))
         return repair(model, phi, removals, *given, **more)
 
     fired = Effects.of
@@ -144,6 +146,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         names.extend(shifts)
         return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:firing])
 
+    monkeypatch.setattr(Effects, "targets", lambda *given: (torch.zeros(1, 8, 8),))
     monkeypatch.setattr(stage, "in_less_noise", turn)
     monkeypatch.setattr(stage, "painting_most", search)
     monkeypatch.setattr(stage, "repair", train)
@@ -156,4 +159,5 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert small == (0 if sides else stage.MAIN_SHARE)  # what has no sides is searched on at a small norm
     assert ("small-1" in names) is (sides + firing == 0)
     assert {item.any_background for item in trained} == {sides > 0}
+    assert set(targets) == {0 if sides and firing else 1}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
