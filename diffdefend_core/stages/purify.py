@@ -73,8 +73,8 @@ REMOVAL_SIGNALS = (0.005, 5.0)
 # found shift fires and belongs to stochastic samplers: one of deterministic samplers is taken for noise at the noisy
 # levels, so that what is to be removed there is as small; and what fires by no sampler may belong to any (TrojDiff).
 NOISY_RETENTION = 50.0
-# Elsewhere the pictures that are painted are unlearned as well. What stochastic samplers fire with is gone without that,
-# and fewer rows with the trigger alone leave more of it than a scan calls clean.
+# Elsewhere the pictures that are painted are unlearned as well. A trigger of stochastic samplers is gone without that,
+# and fewer rows with it alone leave more of it than a scan calls clean.
 
 
 @dataclass(frozen=True)
