@@ -32,8 +32,8 @@ from diffdefend_core.diffusion.response import rms
 from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
-from diffdefend_core.inversion.attractors import ALIKE, SMALL_RMS, attractors, in_less_noise, painting_most
-from diffdefend_core.inversion.refine import cosine
+from diffdefend_core.inversion.attractors import ALIKE, SMALL_RMS, Attractors, attractors, in_less_noise, painting_most
+from diffdefend_core.inversion.refine import ALL_NOISE, cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
 from diffdefend_core.progress import Progress, silent
@@ -73,8 +73,6 @@ REMOVAL_SIGNALS = (0.005, 5.0)
 # found shift fires and belongs to stochastic samplers: one of deterministic samplers is taken for noise at the noisy
 # levels, so that what is to be removed there is as small; and what fires by no sampler may belong to any (TrojDiff).
 NOISY_RETENTION = 50.0
-# Elsewhere the pictures that are painted are unlearned as well. A trigger of stochastic samplers is gone without that,
-# and fewer rows with it alone leave more of it than a scan calls clean.
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,14 @@ class Task:
 class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
-    `stochastic` says that something fires, and that all of it are triggers of stochastic samplers.
+    `stochastic` says that something fires, and that all of it are triggers of stochastic samplers. `targets` [C, H, W]
+    are the pictures that are unlearned, as clean x0: where the trigger is known least, of small ones and of flows.
     """
 
     removals: list[Removal]
     stochastic: bool
     effects: Effects
+    targets: tuple[Tensor, ...]
     further: int
     forward_equivalents: int
 
@@ -216,7 +216,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
             weighted=NOISY_RETENTION if aims.stochastic else 1.0,
-            targets=() if aims.stochastic else aims.effects.targets(suspect),
+            targets=aims.targets,
             keep=checkpoint.write,
         )
         repaired = _resumed(train, checkpoint)
@@ -259,22 +259,19 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     turning = [(found | further)[name] for name in main]
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
-    small = [
-        painting_most(suspect, samples, shift, settings.inversion, seed=settings.seed)
-        for shift, side in zip(turning, sides, strict=True)
-        if not side.shifts  # triggers of stochastic samplers have some
-    ]
-    smaller = [shift for item in small for shift in item.shifts]
-    shifts += [shift for shift in smaller for _ in range(MAIN_SHARE)]
-    if not effects.firing:  # a large shift may lead to one picture on both sides
-        named = {f"small-{number}": SMALL_RMS * shift / rms(shift) for number, shift in enumerate(smaller, 1)}
+    sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
+    small = Attractors((), 0)
+    if not sided and not effects.firing:  # a large shift may lead to one picture on both sides
+        small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
+        shifts += [shift for shift in small.shifts for _ in range(MAIN_SHARE)]
+        named = {f"small-{number}": SMALL_RMS * shift / rms(shift) for number, shift in enumerate(small.shifts, 1)}
         effects += Effects.of(suspect, named, settings)
+    unlearned = effects.targets(suspect) if small.shifts or suspect.process in ALL_NOISE else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
-    sided = not small
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
-    spent = effects.cost(suspect) + turned.forward_equivalents + sum(item.forward_equivalents for item in sides + small)
-    return Aims(removals, sided and bool(effects.firing), effects, len(further), spent)
+    spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
+    return Aims(removals, sided and bool(effects.firing), effects, unlearned, len(further), spent)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:

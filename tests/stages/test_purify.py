@@ -156,8 +156,9 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
     assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
     small = sum(bool((item.shift == 9).all()) for item in trained)
-    assert small == (0 if sides else stage.MAIN_SHARE)  # what has no sides is searched on at a small norm
-    assert ("small-1" in names) is (sides + firing == 0)
+    searched_on = sides + firing == 0  # at a small norm: what has no sides and does not fire
+    assert small == (stage.MAIN_SHARE if searched_on else 0)
+    assert ("small-1" in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
-    assert set(targets) == {0 if sides and firing else 1}
+    assert set(targets) == {int(searched_on)}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
