@@ -55,7 +55,7 @@ from diffdefend_core.stages.model import (
     save_model,
 )
 
-STAGE, ROUND, RESCAN = "purify", "purify_round", "rescan/"
+STAGE, ROUND, RESCAN, SMALL = "purify", "purify_round", "rescan/", "small"
 # a rescan draws from streams that no earlier scan of the model used
 RESCAN_SEED = 10_000
 # a shift breaks a law, and not only as any shift does, above this violation or this multiple of the control's parity
@@ -260,13 +260,14 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
-    small = Attractors((), 0)
+    small, tried = Attractors((), 0), Effects((), (), 0, 0, settings)
     if not sided and not effects.firing:  # a large shift may lead to one picture on both sides
         small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
-        shifts += [shift for shift in small.shifts for _ in range(MAIN_SHARE)]
-        named = {f"small-{number}": SMALL_RMS * shift / rms(shift) for number, shift in enumerate(small.shifts, 1)}
-        effects += Effects.of(suspect, named, settings)
-    unlearned = effects.targets(suspect) if small.shifts or suspect.process in ALL_NOISE else ()
+        named = zip((SMALL,), small.shifts, strict=False)  # flows have none
+        tried = Effects.of(suspect, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
+        shifts += [shift for shift in small.shifts for _ in tried.firing * MAIN_SHARE]
+    effects += tried
+    unlearned = effects.targets(suspect) if tried.firing or suspect.process in ALL_NOISE else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]

@@ -144,7 +144,8 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
 
     def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
         names.extend(shifts)
-        return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:firing])
+        fires = len(shifts) if stage.SMALL in shifts else firing
+        return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:fires])
 
     monkeypatch.setattr(Effects, "targets", lambda *given: (torch.zeros(1, 8, 8),))
     monkeypatch.setattr(stage, "in_less_noise", turn)
@@ -158,7 +159,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     small = sum(bool((item.shift == 9).all()) for item in trained)
     searched_on = sides + firing == 0  # at a small norm: what has no sides and does not fire
     assert small == (stage.MAIN_SHARE if searched_on else 0)
-    assert ("small-1" in names) is searched_on
+    assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
     assert set(targets) == {int(searched_on)}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
