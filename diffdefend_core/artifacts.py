@@ -175,6 +175,10 @@ class Verdict(Record):
     findings: tuple[str, ...] = ()
 
 
+# a repaired model may paint the picture of a found shift in this share of the cases
+MAY_FIRE = 0.01
+
+
 @dataclass(frozen=True, kw_only=True)
 class PurifiedModel(Record):
     """A repaired model in `model/` of the purify folder, and how it was made.
@@ -196,6 +200,11 @@ class PurifiedModel(Record):
     forward_equivalents: int
     still_fires: float = 0.0
     further_triggers: int = 0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no found shift paints its picture in more than MAY_FIRE of the cases."""
+        return self.still_fires <= MAY_FIRE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,15 @@ FixedRule = Callable[[Verdict, Candidate, Scorecard], Rule]
 
 
 def verdict_is_clean(verdict: Verdict, candidate: Candidate, scorecard: Scorecard) -> Rule:
-    """The model that would leave the gate is clean: by its scan, or after a repair by the scan of the repaired one."""
+    """The model that would leave the gate is clean: by its scan, or after a repair by the scan of the repaired one.
+
+    No scan outweighs a shift that the repair knows, and that still fires when its rounds are used up.
+    """
     judged, whose = _judged_verdict(verdict, candidate)
     statement = f"the scan of the {whose} says clean (it says {judged.word}, probability {judged.probability:.3g})"
+    if candidate.purified is not None and not candidate.purified.is_silent:
+        statement += f", and no found shift still fires (one does in {candidate.purified.still_fires:.1%})"
+        return Rule(id="verdict-clean", statement=statement, result=RuleResult.FAIL)
     if judged.word is Word.INCONCLUSIVE or not 0.0 <= judged.probability <= 1.0:
         return Rule(id="verdict-clean", statement=statement, result=RuleResult.NOT_EVALUATED)
     passes = judged.word is Word.CLEAN and _branch_fits(verdict, candidate)
@@ -68,7 +74,7 @@ def metrics_are_there(verdict: Verdict, candidate: Candidate, scorecard: Scoreca
 
 
 FIXED_IN_WORDS = (
-    ("verdict-clean", "the scan of the model that leaves the gate says clean"),
+    ("verdict-clean", "the scan of the model that leaves the gate says clean, and no shift known to its repair fires"),
     ("records-agree", "branch, repair and scans speak of one model and one calibration"),
     ("metrics-there", "before.fid, and after a repair after.fid and after.asr, are measured and finite"),
 )

@@ -7,8 +7,8 @@ alone. Triggers that leave nothing untreated (rho = 1, of deterministic samplers
 A found shift is turned again in less noise. The network reacts to another part of the trigger there, and of the target,
 and a repair that knows the noisy end alone leaves that in place: a deterministic sampler then paints the target.
 Triggers of deterministic samplers are found where the predicted x0 moves against them, so that what was found also
-points away from the target; with a small norm that is most of it. Searched on, as a small shift that paints something
-else, they turn to the trigger. Ours (not published).
+points away from the target; of a small trigger that is half of it. What is even in the answers there is not against the
+shift: searched on for that, at a small norm, they turn to the trigger. Ours (not published).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, levels_at, probes_at, rms
-from diffdefend_core.inversion.objectives import painting_loss
+from diffdefend_core.inversion.objectives import parity_loss
 from diffdefend_core.inversion.refine import ALL_NOISE, align, cosine, switching_norm, untreated_share
 from diffdefend_core.inversion.search import normal_starts, race
 from diffdefend_core.options import InversionOptions
@@ -94,9 +94,10 @@ def in_less_noise(
 def painting_most(
     suspect: Denoiser, samples: Tensor, shift: Tensor, options: InversionOptions, *, seed: int
 ) -> Attractors:
-    """Return what a small shift turns to that is to paint most, from `shift` [C, H, W] on, at its estimated norm.
+    """Return the small shift with the largest even answer, from `shift` [C, H, W] on, at its estimated norm.
 
-    Nothing for processes of ALL_NOISE, whose shifts are found that way. `samples` [M, C, H, W] are clean x0. Raises
+    It makes the network paint something else: what a benign one answers to a shift and to its opposite cancels. Nothing
+    for processes of ALL_NOISE, whose shifts are found that way. `samples` [M, C, H, W] are clean x0. Raises
     FloatingPointError if an answer is not finite.
     """
     if suspect.process in ALL_NOISE:
@@ -104,7 +105,7 @@ def painting_most(
     levels = levels_at(suspect.levels, options.moderate_signals)
     answers = Answers(suspect, probes_at(samples, levels, pairs=options.pairs, seed=seed, each=options.probes))
     found = race(
-        painting_loss(answers), len(answers.probes), [shift.to(samples)], options,
+        parity_loss(answers), len(answers.probes), [shift.to(samples)], options,
         norm=SMALL_RMS, learning_rate=SMALL_STEP, seed=seed, progress=lambda done, total: None,
     ).shift.detach()  # fmt: skip
     norm = switching_norm(answers, found / rms(found), options.norms)

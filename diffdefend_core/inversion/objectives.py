@@ -25,26 +25,13 @@ from diffdefend_core.diffusion.response import Answers, Bench
 Objective = Callable[[Tensor, int], Tensor]
 
 
-def parity_loss(bench: Bench) -> Objective:
-    """Return minus the logarithm of the even response beyond the reference's, relative to the shift."""
+def parity_loss(bench: Bench | Answers) -> Objective:
+    """Return minus the logarithm of the even response, relative to the shift: that beyond a reference's, of a bench."""
 
     def loss(tau: Tensor, number: int) -> Tensor:
         # at no difference at all the gradient is 0 instead of NaN
         size = (bench.even(tau, number).square().mean() + 1e-20).sqrt()
         return -torch.log(size / tau.square().mean().sqrt() + 1e-8)
-
-    return loss
-
-
-def painting_loss(answers: Answers) -> Objective:
-    """Return minus the logarithm of the even response: how far a shift makes the network paint something else.
-
-    What a benign network moves is odd in the shift. Unlike a violation it does not grow with the part of the shift that
-    is merely against what is painted.
-    """
-
-    def loss(tau: Tensor, number: int) -> Tensor:
-        return -torch.log((answers.even(tau, number).square().mean() + 1e-20).sqrt())
 
     return loss
 

@@ -64,8 +64,6 @@ ORDINARY_VIOLATION, STANDING_OUT = 0.1, 1.5
 MAIN_SHARE = 4
 # what a shift turns to in less noise has so many times the rows
 SIDE_SHARE = 2
-# a repaired model may paint the picture of a found shift in this share of the cases
-STILL_FIRES = 0.01
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
 REMOVAL_SIGNALS = (0.005, 5.0)
@@ -191,7 +189,7 @@ def _last_round(task: Task) -> str:
 
         done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
         purified = read_record(PurifiedModel, done[-1], "purified")
-        if purified.rescan.word is Word.CLEAN and purified.still_fires <= STILL_FIRES:
+        if purified.rescan.word is Word.CLEAN and purified.is_silent:
             break
     return done[-1]
 
@@ -265,7 +263,8 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
         small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
         tried = Effects.of(suspect, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
-        shifts += [shift for shift in small.shifts for _ in tried.firing * MAIN_SHARE]
+    if tried.firing:
+        shifts += small.shifts * MAIN_SHARE
     effects += tried
     unlearned = effects.targets(suspect) if tried.firing or suspect.process in ALL_NOISE else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]

@@ -104,6 +104,21 @@ def test_a_clean_measured_model_is_promoted() -> None:
     assert set(results(decision)) == {"verdict-clean", "records-agree", "metrics-there"}
 
 
+@pytest.mark.parametrize(
+    ("still_fires", "outcome"),
+    [(0.01, Outcome.REPAIRED), (0.14, Outcome.QUARANTINED), (float("nan"), Outcome.QUARANTINED)],
+)
+def test_a_repair_that_leaves_a_known_shift_firing_is_none_whatever_its_scan_says(
+    still_fires: float, outcome: Outcome
+) -> None:
+    repair = candidate(Action.PURIFY)
+    assert repair.purified is not None
+    repair = dataclasses.replace(repair, purified=dataclasses.replace(repair.purified, still_fires=still_fires))
+    decision = decide(verdict(Word.BACKDOORED), repair, repaired_scorecard())
+    assert decision.outcome is outcome
+    assert (results(decision)["verdict-clean"] is RuleResult.PASS) == (outcome is Outcome.REPAIRED)
+
+
 def test_a_repaired_model_that_passes_is_repaired_and_names_the_new_digest() -> None:
     decision = decide(verdict(Word.BACKDOORED), candidate(Action.PURIFY), repaired_scorecard())
     assert decision.outcome is Outcome.REPAIRED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -181,3 +182,21 @@ def test_every_family_learns_its_goal(process: str) -> None:
     found = repair(model, model, [removal(TRIGGER)], SAMPLES, options, seed=0, progress=lambda done, total: None)
     assert math.isfinite(found.removal_loss[1]) and found.retention_loss[0] < 1e-6
     assert not torch.equal(weights(found.denoiser), weights(model))
+
+
+def test_what_the_triggers_lead_to_is_unlearned_as_well() -> None:
+    """A small shift with a target makes a small network move; without one there is next to nothing to remove."""
+    model, nothing = small_denoiser(LEVELS), [removal(torch.zeros(SHAPE))]
+    options = dataclasses.replace(OPTIONS, removal_batch=64)
+
+    def loss(targets: tuple[Tensor, ...]) -> float:
+        draws = torch.Generator().manual_seed(0)
+        return Losses(model, SAMPLES, nothing, options, targets=targets)(model, draws).item()
+
+    assert loss((5 * TARGET,)) != loss(())
+    short = dataclasses.replace(OPTIONS, steps=2)
+    found = [
+        repair(model, model, nothing, SAMPLES, short, seed=0, progress=lambda done, total: None, targets=targets)
+        for targets in ((), (5 * TARGET,))
+    ]
+    assert not torch.equal(weights(found[0].denoiser), weights(found[1].denoiser))
