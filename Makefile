@@ -24,7 +24,7 @@ $(VENV)/.s3: $(STAMP)
 
 test: $(STAMP) $(VENV)/.s3  ## Run the linters, the type checker and the default tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)  ## Check style, types and import rules
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What a scan takes on a GPU, for a network of the size of latent diffusion on faces.
 
-    python -m benchmarks.gpu_scan [--tiny] [float32] [channels-last] [amp+channels-last] [amp+channels-last+compile]
+    python -m benchmarks.gpu_scan [--tiny] [--passes] [float32] [channels-last] [amp+channels-last+compile] ...
 
 A UNet2DModel with random weights, 1000 levels of the scaled-linear schedule and latents of 3x64x64 is searched, and
 painted with what was found, with the default options: in float32, or in each of the named ways. Prints a Markdown
@@ -11,6 +11,10 @@ TFLOP/s is the arithmetic of one forward pass times the counted evaluations, ove
 forward and backward count as 3 forward passes, but where only the input needs a gradient there is less to compute; the
 table says how much. Seconds include the compilation, which is done anew for batches of another size and for the twin.
 The shares of the search and of the painting are given too.
+
+`--passes` times single passes instead, after the first one of each kind: forward and backward with the rows of an
+iteration of the search, and forward with the rows of a batch of images. They are `passes` in the same file, and scans
+`scans`.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peak import peak_megabytes
@@ -40,6 +45,7 @@ from diffdefend_core.progress import Progress, reporting, silent
 
 RESULTS = Path(__file__).parent / "results" / "gpu_scan.json"
 LEVELS, BETAS = 1000, (0.0015, 0.0195)
+SEARCHED, PAINTED = 2 * InversionOptions().pairs, 16  # rows of an iteration of the search, and of a batch of images
 LARGE: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": (224, 448, 672, 896),
@@ -73,6 +79,11 @@ TINY_OPTIONS = InversionOptions(
 
 PLAIN = "float32"
 TINY_PAINTING = DetectionOptions(samples=2, rms=(1.0,), stochastic_steps=2, deterministic_steps=2)
+TIMED = 1.0  # seconds that a pass is repeated for
+SCAN_HEADS = (
+    "way | seconds | search | painting | peak MB | evaluations | GFLOP forward | GFLOP with backward | TFLOP/s, at most"
+)
+PASS_HEADS = "way | first | search, ms | TFLOP/s | painting, ms | TFLOP/s | seconds in all"
 Row = dict[str, Any]
 
 
@@ -199,13 +210,41 @@ def measured(
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as Markdown."""
-    lines = [
-        "| way | seconds | search | painting | peak MB | evaluations | GFLOP forward | GFLOP with backward "
-        "| TFLOP/s, at most |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def timed_passes(way: Way, device: str, network: dict[str, Any]) -> Row:
+    """Return the medians of single passes, and the seconds of the first pass of each kind, compilation included."""
+    forward, both = flops(denoiser(Way(), device, network))
+    model = denoiser(way, device, network)
+
+    def a_pass(count: int, gradient: bool) -> tuple[float, float]:
+        t = torch.full((count,), LEVELS // 2, device=model.device)
+        x = torch.randn((count, *model.shape), device=model.device).requires_grad_(gradient)
+
+        def call() -> None:
+            with torch.set_grad_enabled(gradient):
+                answer = model.noise(x, t)
+                if gradient:
+                    torch.autograd.grad(answer.square().mean(), x)
+
+        timer = Timer("call()", globals={"call": call})  # it waits for the device
+        return timer.timeit(1).median, timer.blocked_autorange(min_run_time=TIMED).median
+
+    began = time.monotonic()
+    first_searched, searched = a_pass(SEARCHED, gradient=True)
+    first_painted, painted = a_pass(PAINTED, gradient=False)
+    return {
+        "way": way.name,
+        "first": round(first_searched + first_painted, 2),
+        "search_ms": round(1000 * searched, 2),
+        "search_tflops_per_second": round(both * SEARCHED / searched / 1e12, 3),
+        "painting_ms": round(1000 * painted, 2),
+        "painting_tflops_per_second": round(forward * PAINTED / painted / 1e12, 3),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def table(rows: Sequence[Row], heads: str) -> str:
+    """Return the rows as Markdown under `heads`, separated by |."""
+    lines = [f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
     return "\n".join(lines + [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows])
 
 
@@ -221,6 +260,13 @@ def device_facts(device: str) -> dict[str, Any]:
     }
 
 
+def write(kind: str, rows: Sequence[Row], device: str) -> None:
+    """Put the rows of one kind into the results; the others stay."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    content = {**known, kind: {**device_facts(device), "rows": rows}}
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "ways", nargs="*", type=Way.named, default=[Way()], help="float32, or amp (bfloat16) and others"
     )
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, with few iterations")
+    parser.add_argument("--passes", action="store_true", help="time single passes instead of whole scans")
     chosen = parser.parse_args(arguments)
     if not chosen.tiny and not torch.cuda.is_available():
         print("gpu_scan: there is no GPU, nothing is measured; --tiny runs a tiny network on the CPU", file=sys.stderr)
@@ -235,14 +282,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "cpu" if chosen.tiny else "cuda"
     network, options = (TINY, TINY_OPTIONS) if chosen.tiny else (LARGE, InversionOptions(worst_error=ANYTHING))
     painting = TINY_PAINTING if chosen.tiny else DetectionOptions()
+    kind, heads = ("passes", PASS_HEADS) if chosen.passes else ("scans", SCAN_HEADS)
     rows: list[Row] = []
     with reporting(quiet=chosen.tiny) as progress:
         report = progress or silent
         for way in chosen.ways:
-            rows.append(measured(way, device, network, options, painting, report))
+            if chosen.passes:
+                rows.append(timed_passes(way, device, network))
+            else:
+                rows.append(measured(way, device, network, options, painting, report))
             if not chosen.tiny:
-                RESULTS.write_text(json.dumps({**device_facts(device), "rows": rows}, indent=2) + "\n")
-    print(table(rows))
+                write(kind, rows, device)
+    print(table(rows, heads))
     return 0
 
 

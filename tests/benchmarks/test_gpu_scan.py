@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,25 @@ def test_a_tiny_scan_is_measured_in_each_of_the_named_ways(capsys: pytest.Captur
     assert all(len(line) == heads.count("|") - 1 for line in cells)
     assert cells[0][5] == cells[1][5] and float(cells[0][5]) > 0  # the search does not depend on the way
     assert all(float(line[1]) > 0 for line in cells)
+
+
+def test_single_passes_are_timed_in_each_of_the_named_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tiny", "--passes", "float32", "channels-last"]) == 0
+    heads, _, *rows = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+    assert [line[0] for line in cells] == ["float32", "channels-last"]
+    for line in cells:
+        assert len(line) == heads.count("|") - 1
+        assert float(line[2]) > float(line[4]) > 0, "a pass of 12 rows and back takes longer than one of 16"
+
+
+def test_what_is_written_leaves_the_other_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_scan, "RESULTS", tmp_path / "gpu_scan.json")
+    gpu_scan.write("scans", [{"way": "float32"}], "cpu")
+    gpu_scan.write("passes", [{"way": "amp"}], "cpu")
+    written = json.loads(gpu_scan.RESULTS.read_text())
+    assert [written[kind]["rows"][0]["way"] for kind in ("scans", "passes")] == ["float32", "amp"]
+    assert written["passes"]["device"] == "cpu"
 
 
 def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
