@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Len
+from annotated_types import Ge, Gt, Len, Lt
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
@@ -89,8 +89,9 @@ class PurificationOptions:
     `inversion.reference` (r2), as the suspect without it plus the benign linear response (r3), or plus as much of that
     as it takes for noise of the opposite shift, and in little noise half of the mirrored answer to that (r4). A step
     has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted with
-    `retention_weight`. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps. The state of
-    the training is kept every `checkpoint_steps` steps, for a run that is killed.
+    `retention_weight`. In the last `settling` of the steps no row has a trigger: what the removal did to the images
+    settles, with the trigger unlearned. Clean rows come from `own_samples` of the suspect, drawn in `own_steps` DDIM
+    steps. The state of the training is kept every `checkpoint_steps` steps, for a run that is killed.
     """
 
     target: Literal["r1", "r2", "r3", "r4"] = "r4"
@@ -99,6 +100,7 @@ class PurificationOptions:
     removal_batch: Count = 40
     retention_batch: Count = 30
     retention_weight: Weight = 8.0
+    settling: Annotated[float, Ge(0), Lt(1)] = 0.25
     learning_rate: Positive = 8e-4
     own_samples: Count = 512
     own_steps: Count = 20

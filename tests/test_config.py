@@ -79,7 +79,8 @@ def test_all_mistakes_come_at_once_in_one_line(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "assignment",
     ["inversion.rms=0", "inversion.flow_rms=-0.3", "inversion.signals=[0.1,0]", "inversion.norms=[]",
-     "detection.samples=0", "purification.steps=0", "evaluation.other_samples=-1", "terd.batch=0"],
+     "detection.samples=0", "purification.steps=0", "purification.settling=1",
+     "evaluation.other_samples=-1", "terd.batch=0"],
 )  # fmt: skip
 def test_numbers_that_measure_nothing_are_refused(assignment: str) -> None:
     with pytest.raises(InputError) as refusal:

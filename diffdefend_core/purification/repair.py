@@ -41,7 +41,7 @@ class Repair:
 
 @dataclass
 class Losses:
-    """L = L_removal + eta * L_retention of a network, and both curves.
+    """L = L_removal + eta * L_retention of a network, and both curves; in the last steps L = eta * L_retention.
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss, those of the retention weighted by level (`retention_weights`, at most
@@ -65,23 +65,30 @@ class Losses:
 
     def __call__(self, denoiser: Denoiser, draws: torch.Generator) -> Tensor:
         """Return the loss of one batch, a scalar."""
-        phi, options = self.phi, self.options
-        triggered = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
-        plain = plain_rows(phi, self.samples, options.retention_batch, RETENTION_SIGNALS, draws)
-        wanted = removal_goal(options.target, phi, self.data, triggered, self.reference)
-        kept = answer(phi, plain.x, plain.t)
-        errors = denoiser.error(
-            torch.cat([triggered.x + triggered.displacement, plain.x]),
-            torch.cat([triggered.t, plain.t]),
-            torch.cat([wanted.noise, kept.noise]),
-            torch.cat([wanted.x0, kept.x0]),
-        )
-        errors = errors.square().mean((1, 2, 3))
-        removed = errors[: options.removal_batch].mean()
-        retained = (errors[options.removal_batch :] * retention_weights(phi, plain, self.weighted)).mean()
-        self.removal.append(removed.item())
+        options, removing = self.options, len(self.retention) < removing_steps(self.options)
+        removed = [self._removed(denoiser, draws)] if removing else []
+        rows = options.retention_batch + (0 if removing else options.removal_batch)
+        retained = self._retained(denoiser, rows, draws)
+        self.removal.extend(loss.item() for loss in removed)
         self.retention.append(retained.item())
-        return removed + options.retention_weight * retained
+        return sum(removed, options.retention_weight * retained)
+
+    def _removed(self, denoiser: Denoiser, draws: torch.Generator) -> Tensor:
+        phi, options = self.phi, self.options
+        rows = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
+        wanted = removal_goal(options.target, phi, self.data, rows, self.reference)
+        return denoiser.error(rows.x + rows.displacement, rows.t, wanted.noise, wanted.x0).square().mean()
+
+    def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
+        rows = plain_rows(self.phi, self.samples, count, RETENTION_SIGNALS, draws)
+        kept = answer(self.phi, rows.x, rows.t)
+        errors = denoiser.error(rows.x, rows.t, kept.noise, kept.x0).square().mean((1, 2, 3))
+        return (errors * retention_weights(self.phi, rows, self.weighted)).mean()
+
+
+def removing_steps(options: PurificationOptions) -> int:
+    """Return how many of the steps have rows with a trigger."""
+    return options.steps - int(options.settling * options.steps)
 
 
 def repair(
@@ -128,18 +135,20 @@ def repair(
             named = zip(CURVES, curves, strict=True)
             keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
-    a_step = options.removal_batch * (3 + TARGETS[options.target]) + options.retention_batch * (3 + 1)
+    triggered = removing_steps(options) * options.removal_batch
+    plain = options.steps * (options.removal_batch + options.retention_batch) - triggered
     return Repair(
         denoiser=training.denoiser,
         removal_loss=tuple(losses.removal),
         retention_loss=tuple(losses.retention),
-        forward_equivalents=options.steps * a_step,
+        forward_equivalents=triggered * (3 + TARGETS[options.target]) + plain * (3 + 1),
     )
 
 
 def _resume(training: Training, losses: Losses, state: Mapping[str, Tensor]) -> None:
     training.restore({name: tensor for name, tensor in state.items() if name not in CURVES})
     curves = [state[name].tolist() if name in state else [] for name in CURVES]
-    if any(len(curve) != training.done for curve in curves):
+    ends = [min(training.done, removing_steps(losses.options)), training.done]
+    if [len(curve) for curve in curves] != ends:
         raise UnfitStateError("its curves do not end where it does")
     losses.removal[:], losses.retention[:] = curves

@@ -81,7 +81,7 @@ def test_the_retention_loss_alone_is_weighted() -> None:
 
 def test_the_removal_loss_falls_and_the_retention_loss_stays() -> None:
     found = repaired(planted(), TRIGGER)
-    assert len(found.removal_loss) == len(found.retention_loss) == 160
+    assert (len(found.removal_loss), len(found.retention_loss)) == (120, 160)
     begun, ended = sum(found.removal_loss[:10]) / 10, sum(found.removal_loss[-10:]) / 10
     assert ended < 0.5 * begun
     assert sum(found.retention_loss) / len(found.retention_loss) < 0.1 * begun
@@ -126,13 +126,41 @@ def test_the_evaluations_are_counted(target: Literal["r1", "r3", "r4"], frozen: 
     model.network.register_forward_hook(lambda module, given, answer: spent.append(len(answer)))  # the copy keeps it
     options = PurificationOptions(steps=2, removal_batch=4, retention_batch=4, target=target)
     found = repaired(model, TRIGGER, options)
-    # each step: frozen passes over the 4 triggered rows, one over the 4 plain ones, and a trained pass over all 8
-    assert spent == [*[4] * frozen, 4, 8] * 2
+    # each step: frozen passes over the 4 triggered rows and a trained one, and one of each over the 4 plain ones
+    assert spent == [*[4] * frozen, 4, 4, 4] * 2
     assert found.forward_equivalents == sum(spent) + 2 * 2 * 8
 
 
+def test_the_last_steps_have_no_trigger_and_are_counted_so() -> None:
+    spent: list[int] = []
+    model = small_denoiser(LEVELS)
+    model.network.register_forward_hook(lambda module, given, answer: spent.append(len(answer)))
+    options = PurificationOptions(steps=4, removal_batch=4, retention_batch=2, target="r3", settling=0.5)
+    found = repaired(model, TRIGGER, options)
+    assert (len(found.removal_loss), len(found.retention_loss)) == (2, 4)
+    assert spent == [4, 4, 2, 2] * 2 + [6, 6] * 2  # as many rows as before, all of them plain
+    assert found.forward_equivalents == sum(spent) + 2 * (2 * 6 + 2 * 6)
+
+
+def test_settling_brings_the_answers_back() -> None:
+    whole = PurificationOptions(
+        steps=100, removal_batch=16, retention_batch=16, retention_weight=1.0, learning_rate=1e-2, settling=0.0
+    )
+    moved = []
+    for settling in (0.0, 0.5):
+        suspect = small_denoiser(LEVELS)
+        after = repaired(suspect, TRIGGER, dataclasses.replace(whole, settling=settling)).denoiser
+        moved.append((plain_answers(after) - plain_answers(suspect)).square().mean().item())
+    assert moved[1] < 0.6 * moved[0]
+
+
+def test_settling_leaves_the_trigger_unlearned() -> None:
+    after = repaired(planted(), TRIGGER, dataclasses.replace(OPTIONS, settling=0.5)).denoiser
+    assert error(after) > 0.2
+
+
 def test_a_training_that_was_stopped_ends_with_the_same_weights() -> None:
-    options = PurificationOptions(steps=7, removal_batch=4, retention_batch=4, checkpoint_steps=3)
+    options = PurificationOptions(steps=7, removal_batch=4, retention_batch=4, checkpoint_steps=3, settling=0.3)
     kept: list[dict[str, Tensor]] = []
 
     def keep(state: dict[str, Tensor]) -> None:
