@@ -24,14 +24,23 @@ PROBE_SAMPLES = 16
 
 def recovered_backdoor(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
     """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
+    return recovered_backdoors(shift, model, settings, progress)[0][1]
+
+
+def recovered_backdoors(
+    shift: Tensor, model: Denoiser, settings: Settings, progress: Progress
+) -> list[tuple[float, Backdoor]]:
+    """Return the backdoor as the model shows it by each probed sampler, with the mean squared error to the medoid.
+
+    Those whose images are most alike come first.
+    """
     found = []
     for entry in probing(model):
         probe = Backdoor(shift=shift, target=torch.empty(0), sampler=entry.name)
         images = triggered_images(model, probe, settings.evaluation, settings.seed + 5, progress, probe_count(settings))
         target = medoid(images)
-        spread = (images - target).square().mean().item()
-        found.append((spread, Backdoor(shift=shift, target=target, sampler=entry.name)))
-    return min(found, key=lambda item: item[0])[1]
+        found.append(((images - target).square().mean().item(), replace(probe, target=target)))
+    return sorted(found, key=lambda item: item[0])
 
 
 def probe_count(settings: Settings) -> int:

@@ -15,7 +15,7 @@ from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
 from diffdefend_core.evaluation.success import successes
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import silent
-from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdoor
+from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdoors
 
 # a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
 FIRES_AT, PROBED, FIRED = 0.5, 16, 64
@@ -27,37 +27,51 @@ class Effects:
     """The found shifts that fire, with the picture that each paints, once for a sampler of each kind.
 
     All kinds count, also those by which the suspect does not fire: a repair at some levels may hand a trigger on to
-    others. A shift that does not lead to one picture is none of them, nor one whose opposite does so by the same
-    sampler: any network may collapse on a shift that it never saw, but then on both sides.
+    others. A shift fires if it leads to one picture by some sampler, and its opposite does not: any network may
+    collapse on a shift that it never saw, but then on both sides. `by_any_sampler` says that one of those that fire
+    leads to the same picture by stochastic and by deterministic samplers, as the triggers of TrojDiff do.
+
+    `fired`, `tested` and `opposed` count what was painted: shifts by all samplers, by one again, and opposite ones.
     """
 
-    backdoors: tuple[Backdoor, ...]
-    firing: tuple[str, ...]
-    fired: int
-    opposed: int
     settings: Settings
+    backdoors: tuple[Backdoor, ...] = ()
+    firing: tuple[str, ...] = ()
+    by_any_sampler: bool = False
+    fired: int = 0
+    tested: int = 0
+    opposed: int = 0
 
     @classmethod
     def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
-        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire.
+        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire."""
+        each = (cls._of_one(suspect, name, shift, settings) for name, shift in shifts.items())
+        return sum(each, cls(settings))
 
-        `fired` counts them all, `opposed` those that lead to one picture, whose opposite was fired too.
-        """
-        shown = {name: recovered_backdoor(shift, suspect, settings, silent) for name, shift in shifts.items()}
-        alone = {name: item for name, item in shown.items() if _rate(suspect, item, settings, PROBED) >= FIRES_AT}
-        opposites = {name: _opposite(item, suspect, settings) for name, item in alone.items()}
-        firing = [name for name, item in opposites.items() if _rate(suspect, item, settings, PROBED) < FIRES_AT]
-        groups = ((shown[name], *by_other_samplers(shown[name], suspect).values()) for name in firing)
-        backdoors = tuple(item for group in groups for item in group)
-        return cls(backdoors, tuple(firing), len(shifts), len(alone), settings)
+    @classmethod
+    def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings) -> Effects:
+        shown = recovered_backdoors(shift, suspect, settings, silent)
+        # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
+        likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
+        alone = [item for item in likely if _rate(suspect, item, settings, PROBED) >= FIRES_AT]
+        painted = cls(settings, fired=1, tested=len(likely))
+        for opposed, item in enumerate(alone, 1):
+            if _rate(suspect, _opposite(item, suspect, settings), settings, PROBED) < FIRES_AT:
+                backdoors = (item, *by_other_samplers(item, suspect).values())
+                others = [other.target for other in alone if other.stochastic is not item.stochastic]
+                both = any(_same(picture[None], item.target, settings).any() for picture in others)
+                return replace(painted, backdoors=backdoors, firing=(name,), by_any_sampler=both, opposed=opposed)
+        return replace(painted, opposed=len(alone))
 
     def __add__(self, other: Effects) -> Effects:
         """Return the effects of the shifts of both."""
-        return replace(
-            self,
+        return Effects(
+            settings=self.settings,
             backdoors=self.backdoors + other.backdoors,
             firing=self.firing + other.firing,
+            by_any_sampler=self.by_any_sampler or other.by_any_sampler,
             fired=self.fired + other.fired,
+            tested=self.tested + other.tested,
             opposed=self.opposed + other.opposed,
         )
 
@@ -72,7 +86,7 @@ class Effects:
         """Return the samples [N, C, H, W] that are not the picture of a shift: a repair must not retain it."""
         pictures, keep = suspect.pictures(samples).cpu(), torch.ones(len(samples), dtype=torch.bool)
         for backdoor in self.backdoors:
-            keep &= successes(pictures, backdoor.target, self.settings.evaluation.asr_threshold) == 0
+            keep &= ~_same(pictures, backdoor.target, self.settings)
         return samples[keep.to(samples.device)] if keep.any() else samples
 
     def left(self, repaired: Denoiser) -> float:
@@ -84,8 +98,8 @@ class Effects:
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
         calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
-        # every kind once, and the one that fires once more; of an opposite that one twice
-        painted = PROBED * (self.fired * (sum(probed) + max(calls)) + self.opposed * (max(probed) + max(calls)))
+        by_all, again = self.fired * sum(probed), (self.tested + self.opposed) * max(calls)
+        painted = PROBED * (by_all + again + self.opposed * max(probed))
         return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
 
 
@@ -98,7 +112,12 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int) -> float:
     images = triggered_images(denoiser, backdoor, _quick(settings), settings.seed + SEED, silent, count)
-    return successes(images, backdoor.target, settings.evaluation.asr_threshold).mean().item()
+    return _same(images, backdoor.target, settings).float().mean().item()
+
+
+def _same(images: Tensor, target: Tensor, settings: Settings) -> Tensor:
+    """Return which of the images [N, C, H, W] are the picture [C, H, W]: [N], boolean."""
+    return successes(images, target, settings.evaluation.asr_threshold) > 0
 
 
 def _quick(settings: Settings) -> EvaluationOptions:

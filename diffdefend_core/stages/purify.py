@@ -69,7 +69,7 @@ SIDE_SHARE = 2
 REMOVAL_SIGNALS = (0.005, 5.0)
 # How much the retention counts at most at the noisy levels, where the variety of the images is decided. Only where a
 # found shift fires and belongs to stochastic samplers: one of deterministic samplers is taken for noise at the noisy
-# levels, so that what is to be removed there is as small; and what fires by no sampler may belong to any (TrojDiff).
+# levels, so that what is to be removed there is as small; and what fires by none may belong to any.
 NOISY_RETENTION = 50.0
 
 
@@ -93,7 +93,7 @@ class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
     `stochastic` says that something fires, and that all of it are triggers of stochastic samplers. `targets` [C, H, W]
-    are the pictures that are unlearned, as clean x0: where the trigger is known least, of small ones and of flows.
+    are the pictures that are unlearned, as clean x0: of small triggers, of those of any sampler, and of flows.
     """
 
     removals: list[Removal]
@@ -258,7 +258,7 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
-    small, tried = Attractors((), 0), Effects((), (), 0, 0, settings)
+    small, tried = Attractors((), 0), Effects(settings)
     if not sided and not effects.firing:  # a large shift may lead to one picture on both sides
         small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
@@ -266,12 +266,14 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects += tried
-    unlearned = effects.targets(suspect) if tried.firing or suspect.process in ALL_NOISE else ()
+    pictured = tried.firing or effects.by_any_sampler or suspect.process in ALL_NOISE
+    unlearned = effects.targets(suspect) if pictured else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
-    return Aims(removals, sided and bool(effects.firing), effects, unlearned, len(further), spent)
+    stochastic = sided and bool(effects.firing) and not effects.by_any_sampler
+    return Aims(removals, stochastic, effects, unlearned, len(further), spent)
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:

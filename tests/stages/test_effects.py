@@ -10,6 +10,9 @@ from torch import Tensor
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.config import load_settings
 from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.evaluation import Backdoor
+from diffdefend_core.stages import backdoors
+from diffdefend_core.stages import effects as effects_module
 from diffdefend_core.stages.effects import Effects
 
 LEVELS = vp_levels(100)
@@ -31,13 +34,14 @@ def effects(suspect: Denoiser) -> Effects:
 
 def test_a_trigger_fires_and_another_shift_does_not(effects: Effects) -> None:
     assert effects.firing == ("trigger",)
-    assert (effects.fired, effects.opposed) == (2, 1)
+    assert (effects.fired, effects.tested, effects.opposed) == (2, 3, 1)
+    assert not effects.by_any_sampler
 
 
 def test_the_effects_of_two_sets_of_shifts_are_those_of_all(suspect: Denoiser, effects: Effects) -> None:
     apart = [Effects.of(suspect, {name: shift}, SETTINGS) for name, shift in (("trigger", TRIGGER), ("other", OTHER))]
     both = apart[0] + apart[1]
-    assert (both.firing, both.fired, both.opposed) == (effects.firing, effects.fired, effects.opposed)
+    assert (both.firing, both.fired, both.tested) == (effects.firing, effects.fired, effects.tested)
     assert both.cost(suspect) == effects.cost(suspect) and len(both.backdoors) == len(effects.backdoors)
 
 
@@ -45,7 +49,36 @@ def test_a_shift_on_which_both_sides_collapse_does_not_fire() -> None:
     constant = clean_denoiser(LEVELS, variance=1e-6)
     found = Effects.of(constant, {"any": OTHER}, SETTINGS)
     assert found.firing == () and found.backdoors == ()
-    assert (found.fired, found.opposed) == (1, 1)
+    assert (found.fired, found.tested, found.opposed) == (1, 2, 2)  # by both samplers
+
+
+@pytest.mark.parametrize(
+    ("collapsing", "by", "by_any"),
+    [
+        ({(True, 1), (False, 1), (False, -1)}, True, True),  # TrojDiff: quiet noise leads to the picture on both sides
+        ({(True, 1)}, True, False),
+        ({(True, 1), (False, 1, "another")}, True, False),
+        ({(False, 1), (True, -1)}, False, False),
+        ({(True, 1), (True, -1), (False, 1), (False, -1)}, None, False),
+        ({(True, -1)}, None, False),
+    ],
+)
+def test_a_shift_fires_by_a_sampler_by_which_its_opposite_does_not(
+    monkeypatch: pytest.MonkeyPatch, collapsing: set[tuple[object, ...]], by: bool | None, by_any: bool
+) -> None:
+    """Each case: the samplers (stochastic or not) and signs that lead to one picture, and what is made of it."""
+
+    def paint(model: Denoiser, backdoor: Backdoor, *_: object) -> Tensor:
+        sign = 1 if torch.equal(backdoor.shift, TRIGGER) else -1
+        if (backdoor.stochastic, sign, "another") in collapsing:
+            return torch.ones(16, *SHAPE)
+        return torch.zeros(16, *SHAPE) if (backdoor.stochastic, sign) in collapsing else torch.rand(16, *SHAPE)
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    found = Effects.of(clean_denoiser(LEVELS), {"trigger": TRIGGER}, SETTINGS)
+    assert [item.stochastic for item in found.backdoors[:1]] == ([] if by is None else [by])
+    assert found.firing == (() if by is None else ("trigger",)) and found.by_any_sampler is by_any
 
 
 def test_own_samples_that_are_the_target_are_not_retained(suspect: Denoiser, effects: Effects) -> None:
