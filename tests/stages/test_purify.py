@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,16 +115,19 @@ class Trained(Exception):
     """Raised in place of a training whose arguments are all that a test looks at."""
 
 
-@pytest.mark.parametrize(("sides", "firing"), [(0, 1), (0, 0), (2, 1), (2, 0)])
+@pytest.mark.parametrize(
+    ("sides", "firing", "by_any"), [(0, 1, False), (0, 0, False), (2, 1, False), (2, 1, True), (2, 0, False)]
+)
 def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_retention_counts_more_in_much_noise(
-    tmp_path: Path,
+    place: Path,
     flagging: str,
     pristine_model: Path,
     monkeypatch: pytest.MonkeyPatch,
     sides: int,
     firing: int,
+    by_any: bool,
 ) -> None:
-    """The second only if something fires: what does not may be a trigger of any kind of sampler."""
+    """The second only if something fires, and by stochastic samplers alone: else it may be one of any kind of them."""
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
     trained: list[Removal] = []
     weighted: list[float] = []
@@ -143,20 +145,19 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         targets.append(len(more["targets"]))
         raise Trained
 
-    fired = Effects.of
     names: list[str] = []
 
     def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
         names.extend(shifts)
         fires = len(shifts) if stage.SMALL in shifts else firing
-        return dataclasses.replace(fired(suspect, shifts, settings), firing=tuple(shifts)[:fires])
+        return Effects(settings, firing=tuple(shifts)[:fires], by_any_sampler=by_any)
 
     monkeypatch.setattr(Effects, "targets", lambda *given: (torch.zeros(1, 8, 8),))
     monkeypatch.setattr(stage, "in_less_noise", turn)
     monkeypatch.setattr(stage, "painting_most", search)
     monkeypatch.setattr(stage, "repair", train)
     monkeypatch.setattr(Effects, "of", fire)
-    settings = settings_for(tmp_path, flagging)
+    settings = settings_for(place, flagging)
     with pytest.raises(Trained):
         purify(*scan(str(pristine_model), settings=settings), settings=settings)
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
@@ -166,5 +167,5 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert small == (stage.MAIN_SHARE if searched_on else 0)
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
-    assert set(targets) == {int(searched_on)}
-    assert set(weighted) == {stage.NOISY_RETENTION if sides and firing else 1.0}
+    assert set(targets) == {int(searched_on or by_any)}
+    assert set(weighted) == {stage.NOISY_RETENTION if sides and firing and not by_any else 1.0}
