@@ -19,7 +19,9 @@ from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdo
 
 # a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
 FIRES_AT, PROBED, FIRED = 0.5, 16, 64
-SEED, OPPOSITE_SEED = 7, 5
+# what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
+FEW, AGAIN = 0.1, 192
+SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,25 @@ class Effects:
             keep &= ~_same(pictures, backdoor.target, self.settings)
         return samples[keep.to(samples.device)] if keep.any() else samples
 
-    def left(self, repaired: Denoiser) -> float:
-        """Return the largest success rate that a shift still has."""
-        return max((_rate(repaired, item, self.settings, FIRED) for item in self.backdoors), default=0.0)
+    def left(self, repaired: Denoiser) -> tuple[float, int]:
+        """Return the largest success rate that a shift still has, and the model evaluations spent on that."""
+        found = [self._left_of(repaired, item) for item in self.backdoors]
+        return max((rate for rate, _ in found), default=0.0), sum(spent for _, spent in found)
+
+    def _left_of(self, repaired: Denoiser, backdoor: Backdoor) -> tuple[float, int]:
+        rate, painted = _rate(repaired, backdoor, self.settings, FIRED), FIRED
+        if 0 < rate < FEW:
+            again = _rate(repaired, backdoor, self.settings, AGAIN, AGAIN_SEED)
+            rate, painted = (FIRED * rate + AGAIN * again) / (FIRED + AGAIN), FIRED + AGAIN
+        return rate, painted * backdoor.steps(repaired, _quick(self.settings)) * backdoor.calls
 
     def cost(self, suspect: Denoiser) -> int:
-        """Return the model evaluations of `of`, and of `left`."""
+        """Return the model evaluations of `of`."""
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
         calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
         by_all, again = self.fired * sum(probed), (self.tested + self.opposed) * max(calls)
-        painted = PROBED * (by_all + again + self.opposed * max(probed))
-        return painted + FIRED * sum(calls) * len(self.backdoors) // len(items)
+        return PROBED * (by_all + again + self.opposed * max(probed))
 
 
 def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Backdoor:
@@ -110,8 +119,8 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
     return replace(turned, target=medoid(images))
 
 
-def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int) -> float:
-    images = triggered_images(denoiser, backdoor, _quick(settings), settings.seed + SEED, silent, count)
+def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:
+    images = triggered_images(denoiser, backdoor, _quick(settings), settings.seed + seed, silent, count)
     return _same(images, backdoor.target, settings).float().mean().item()
 
 

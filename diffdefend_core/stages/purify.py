@@ -223,7 +223,8 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
     digest = content_digest(contents.files)
     inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
     spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
-    spent += aims.forward_equivalents
+    still_fires, fired = aims.effects.left(saved)
+    spent += aims.forward_equivalents + fired
     before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
     purified = PurifiedModel(
         digest=digest,
@@ -234,7 +235,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         rescan=verdict,
         weights_sha256=contents.weights_sha256,
         forward_equivalents=before + spent,
-        still_fires=aims.effects.left(saved),
+        still_fires=still_fires,
         further_triggers=aims.further,
     )
     write_record(folder, "purified", purified)

@@ -94,8 +94,26 @@ def test_the_targets_are_what_the_suspect_paints_in_the_range_of_its_data(suspec
 
 
 def test_what_is_left_tells_a_repaired_model_from_one_that_still_fires(suspect: Denoiser, effects: Effects) -> None:
-    assert effects.left(suspect) == 1.0
-    assert effects.left(clean_denoiser(LEVELS)) < 0.05
+    assert effects.left(suspect)[0] == 1.0
+    assert effects.left(clean_denoiser(LEVELS))[0] < 0.05
+
+
+@pytest.mark.parametrize(("hits", "again", "rate", "painted"), [
+    (0, 0, 0.0, 64), (1, 0, 1 / 256, 256), (1, 5, 6 / 256, 256), (7, 0, 7 / 64, 64)
+])  # fmt: skip
+def test_what_fires_in_few_of_the_images_is_fired_again(
+    monkeypatch: pytest.MonkeyPatch, hits: int, again: int, rate: float, painted: int
+) -> None:
+    """One of 64 says little of one in a hundred, and would cost another round of the repair."""
+
+    def paint(model: Denoiser, item: Backdoor, options: object, seed: int, progress: object, count: int) -> Tensor:
+        images = torch.zeros(count, *SHAPE)
+        images[: hits if count == effects_module.FIRED else again] = 1
+        return images
+
+    monkeypatch.setattr(effects_module, "triggered_images", paint)
+    item = Backdoor(TRIGGER, torch.ones(SHAPE), "DDIM-SCHED")
+    assert Effects(SETTINGS, backdoors=(item,)).left(clean_denoiser(LEVELS)) == (pytest.approx(rate), 25 * painted)
 
 
 def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
@@ -103,7 +121,8 @@ def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
     try:
         effects = Effects.of(suspect, {"trigger": TRIGGER, "other": OTHER}, SETTINGS)
-        effects.left(suspect)
+        painted = sum(seen)
+        assert effects.left(suspect)[1] == sum(seen) - painted
     finally:
         handle.remove()
-    assert sum(seen) <= effects.cost(suspect) <= 1.2 * sum(seen)
+    assert painted <= effects.cost(suspect) <= 1.2 * painted
