@@ -93,7 +93,7 @@ class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
     `stochastic` says that something fires, and that all of it are triggers of stochastic samplers. `targets` [C, H, W]
-    are the pictures that are unlearned, as clean x0: of small triggers, of those of any sampler, and of flows.
+    are the pictures that are unlearned, as clean x0 (`_pictured`).
     """
 
     removals: list[Removal]
@@ -267,14 +267,22 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects += tried
-    pictured = tried.firing or effects.by_any_sampler or suspect.process in ALL_NOISE
-    unlearned = effects.targets(suspect) if pictured else ()
+    unlearned = effects.targets(suspect) if _pictured(suspect, effects, earlier) else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
     stochastic = sided and bool(effects.firing) and not effects.by_any_sampler
     return Aims(removals, stochastic, effects, unlearned, len(further), spent)
+
+
+def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:
+    """Whether the pictures are unlearned as well: of flows, of triggers of any sampler, and where one was not enough.
+
+    It takes rows from the triggers, and for most of them the images suffer without need.
+    """
+    left = bool(earlier) and not read_record(PurifiedModel, earlier[-1], "purified").is_silent
+    return left or effects.by_any_sampler or suspect.process in ALL_NOISE
 
 
 def _resumed(train: Callable[..., Repair], checkpoint: Checkpoint) -> Repair:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_records
 import torch
+from analytic import small_of
 from safetensors.torch import load_file, save_file
 from tiny_scan import calibration_for, tiny_settings
 from torch import Tensor
@@ -21,7 +24,7 @@ from diffdefend_core.io import folders
 from diffdefend_core.purification import Removal, Repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
-from diffdefend_core.stages.folder import read_record
+from diffdefend_core.stages.folder import read_record, write_record
 from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
 
@@ -167,5 +170,23 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert small == (stage.MAIN_SHARE if searched_on else 0)
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
-    assert set(targets) == {int(searched_on or by_any)}
+    assert set(targets) == {int(by_any)}
     assert set(weighted) == {stage.NOISY_RETENTION if sides and firing and not by_any else 1.0}
+
+
+@pytest.mark.parametrize(
+    ("still_fires", "by_any", "process", "unlearned"),
+    [
+        (None, False, "vp", False), (0.0, False, "vp", False), (0.05, False, "vp", True), (None, True, "vp", True),
+        (None, False, "flow", True),
+    ],
+)  # fmt: skip
+def test_pictures_are_unlearned_where_a_round_was_not_enough_of_any_sampler_and_of_flows(
+    tmp_path: Path, still_fires: float | None, by_any: bool, process: str, unlearned: bool
+) -> None:
+    earlier: tuple[str, ...] = ()
+    if still_fires is not None:
+        write_record(tmp_path, "purified", dataclasses.replace(sample_records.purified(), still_fires=still_fires))
+        earlier = (f"file://{tmp_path}/",)
+    effects = Effects(settings_for(tmp_path, ""), by_any_sampler=by_any)
+    assert stage._pictured(small_of(process), effects, earlier) is unlearned
