@@ -24,7 +24,7 @@ from diffdefend_core.io import folders
 from diffdefend_core.purification import Removal, Repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
-from diffdefend_core.stages.folder import read_record, write_record
+from diffdefend_core.stages.folder import read_record, run_once, write_record
 from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
 
@@ -186,7 +186,12 @@ def test_pictures_are_unlearned_where_a_round_was_not_enough_of_any_sampler_and_
 ) -> None:
     earlier: tuple[str, ...] = ()
     if still_fires is not None:
-        write_record(tmp_path, "purified", dataclasses.replace(sample_records.purified(), still_fires=still_fires))
-        earlier = (f"file://{tmp_path}/",)
+        record = dataclasses.replace(sample_records.purified(), still_fires=still_fires)
+        earlier = (
+            run_once(
+                stage.ROUND, store=f"file://{tmp_path}", parents=(), options={},
+                work=lambda folder: write_record(folder, "purified", record),
+            ),
+        )  # fmt: skip
     effects = Effects(settings_for(tmp_path, ""), by_any_sampler=by_any)
     assert stage._pictured(small_of(process), effects, earlier) is unlearned
