@@ -195,9 +195,13 @@ def _last_round(task: Task) -> str:
 
 
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
-    """Fill the folder of one round: train, save, and scan what was saved."""
+    """Fill the folder of one round: train, save, and scan what was saved.
+
+    Only the first one settles: what settles answers a little more evenly again, and a later round is there because a
+    scan, or a shift, has shown that too much was left.
+    """
     settings, options, progress = task.settings, task.settings.purification, task.progress
-    reference = _trusted_reference(task)
+    reference, first = _trusted_reference(task), number == 1
     with fetched(task.model_uri, "model/") as source:
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
@@ -209,7 +213,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further)),
+            replace(options, steps=options.steps * (1 + aims.further), settling=options.settling if first else 0.0),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
