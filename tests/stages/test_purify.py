@@ -90,6 +90,8 @@ def test_a_finished_round_is_not_done_again(tmp_path: Path, flagging: str, prist
     first, second = sorted(purified, key=lambda name: purified[name].rounds)
     assert [purified[name].rounds for name in (first, second)] == [1, 2]
     assert purified[second].forward_equivalents > purified[first].forward_equivalents
+    curves = [purified[name] for name in (first, second)]
+    assert [(len(item.removal_loss), len(item.retention_loss)) for item in curves] == [(3, 4), (4, 4)]  # one settles
     written = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
     for folder in (
         tmp_path / "store" / "purify_round" / second,
