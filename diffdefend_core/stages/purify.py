@@ -197,23 +197,24 @@ def _last_round(task: Task) -> str:
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
-    Only the first one settles: what settles answers a little more evenly again, and a later round is there because a
-    scan, or a shift, has shown that too much was left.
+    What settles answers a little more evenly again. So only the first one does, since a later round is there because too
+    much was left, and no repair whose retention counts more in much noise, where it copies most of the suspect.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
-    reference, first = _trusted_reference(task), number == 1
+    reference = _trusted_reference(task)
     with fetched(task.model_uri, "model/") as source:
         suspect = open_denoiser(source / "model", settings.device, settings.adapter)
         check_repairable(suspect, source / "model", settings.adapter)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         aims = _aims(task, suspect, samples, earlier)
+        settles = number == 1 and not aims.stochastic
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further), settling=options.settling if first else 0.0),
+            replace(options, steps=options.steps * (1 + aims.further), settling=options.settling if settles else 0.0),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,

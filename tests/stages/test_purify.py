@@ -137,6 +137,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     trained: list[Removal] = []
     weighted: list[float] = []
     targets: list[int] = []
+    settling: list[float] = []
 
     def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
         return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
@@ -148,6 +149,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
         trained[:] = removals
         weighted.append(more["weighted"])
         targets.append(len(more["targets"]))
+        settling.append(given[1].settling)
         raise Trained
 
     names: list[str] = []
@@ -173,7 +175,9 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
     assert set(targets) == {int(by_any)}
-    assert set(weighted) == {stage.NOISY_RETENTION if sides and firing and not by_any else 1.0}
+    stochastic = sides and firing and not by_any
+    assert set(weighted) == {stage.NOISY_RETENTION if stochastic else 1.0}
+    assert set(settling) == {0.0 if stochastic else settings.purification.settling}
 
 
 @pytest.mark.parametrize(
