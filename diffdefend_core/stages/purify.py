@@ -197,8 +197,8 @@ def _last_round(task: Task) -> str:
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
-    What settles answers a little more evenly again. So only the first one does, since a later round is there because too
-    much was left, and no repair whose retention counts more in much noise, where it copies most of the suspect.
+    What settles answers a little more evenly again. So only the first one does, since a later round is there because
+    too much was left, and no repair whose retention counts more in much noise, where it copies most of the suspect.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
     reference = _trusted_reference(task)
