@@ -93,7 +93,7 @@ class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
     `stochastic` says that something fires, and that all of it are triggers of stochastic samplers. `targets` [C, H, W]
-    are the pictures that are unlearned, as clean x0 (`_pictured`).
+    are the pictures that are unlearned, as clean x0: of small triggers, and where `_pictured` says so.
     """
 
     removals: list[Removal]
@@ -272,7 +272,7 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects += tried
-    unlearned = effects.targets(suspect) if _pictured(suspect, effects, earlier) else ()
+    unlearned = effects.targets(suspect) if tried.firing or _pictured(suspect, effects, earlier) else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
@@ -282,7 +282,7 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:
-    """Whether the pictures are unlearned as well: of flows, of triggers of any sampler, and where one was not enough.
+    """Whether the pictures of any trigger are unlearned: of flows, of one of any sampler, where a round was not enough.
 
     It takes rows from the triggers, and for most of them the images suffer without need.
     """

@@ -174,7 +174,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert small == (stage.MAIN_SHARE if searched_on else 0)
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
-    assert set(targets) == {int(by_any)}
+    assert set(targets) == {int(searched_on or by_any)}
     stochastic = sides and firing and not by_any
     assert set(weighted) == {stage.NOISY_RETENTION if stochastic else 1.0}
     assert set(settling) == {0.0 if stochastic else settings.purification.settling}
