@@ -197,8 +197,8 @@ def _last_round(task: Task) -> str:
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
-    What settles answers a little more evenly again. So only the first one does, since a later round is there because
-    too much was left, and no repair whose retention counts more in much noise, where it copies most of the suspect.
+    Where pictures are unlearned the first one settles. What settles answers a little more evenly again, and a later
+    round is there because too much was left.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
     reference = _trusted_reference(task)
@@ -207,7 +207,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         aims = _aims(task, suspect, samples, earlier)
-        settles = number == 1 and not aims.stochastic
+        settles = number == 1 and bool(aims.targets)
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
