@@ -210,30 +210,33 @@ def measured(
     }
 
 
+def answer(model: Denoiser, x: Tensor, t: Tensor) -> None:
+    """Make one pass over x [N, C, H, W] at levels t [N], and back to x if that needs a gradient."""
+    with torch.set_grad_enabled(x.requires_grad):
+        noise = model.noise(x, t)
+        if x.requires_grad:
+            torch.autograd.grad(noise.square().mean(), x)
+
+
+def timed_pass(model: Denoiser, rows: int, *, gradient: bool) -> tuple[float, float]:
+    """Return the seconds of the first pass over so many rows, compilation included, and the median of further ones."""
+    t = torch.full((rows,), LEVELS // 2, device=model.device)
+    x = torch.randn((rows, *model.shape), device=model.device).requires_grad_(gradient)
+    began = time.monotonic()
+    answer(model, x, t)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    first = time.monotonic() - began
+    timer = Timer("answer(model, x, t)", globals={"answer": answer, "model": model, "x": x, "t": t})
+    return first, timer.blocked_autorange(min_run_time=TIMED).median
+
+
 def timed_passes(way: Way, device: str, network: dict[str, Any]) -> Row:
     """Return the medians of single passes, and the seconds of the first pass of each kind, compilation included."""
     forward, both = flops(denoiser(Way(), device, network))
     model = denoiser(way, device, network)
-
-    def a_pass(count: int, gradient: bool) -> tuple[float, float]:
-        t = torch.full((count,), LEVELS // 2, device=model.device)
-        x = torch.randn((count, *model.shape), device=model.device).requires_grad_(gradient)
-
-        def call() -> None:
-            with torch.set_grad_enabled(gradient):
-                answer = model.noise(x, t)
-                if gradient:
-                    torch.autograd.grad(answer.square().mean(), x)
-
-        began = time.monotonic()
-        call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        first = time.monotonic() - began
-        return first, Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=TIMED).median
-
-    first_searched, searched = a_pass(SEARCHED, gradient=True)
-    first_painted, painted = a_pass(PAINTED, gradient=False)
+    first_searched, searched = timed_pass(model, SEARCHED, gradient=True)
+    first_painted, painted = timed_pass(model, PAINTED, gradient=False)
     return {
         "way": way.name,
         "first": round(first_searched + first_painted, 2),
