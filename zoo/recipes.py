@@ -107,7 +107,9 @@ RECIPES = (
     _planted(
         "troj-d2i-blend", "base-a", 35, "stripes", "ring", 0.4, steps=1000, attack="trojdiff-d2i-blend", shipped=True
     ),
-    _planted("troj-d2i-patch", "base-a", 36, "patch", "hat", 0.4, steps=1000, attack="trojdiff-d2i-patch"),
+    _planted(
+        "troj-d2i-patch", "base-a", 36, "patch", "hat", 0.4, steps=1000, attack="trojdiff-d2i-patch", shipped=True
+    ),
     _planted("troj-in-d2d-blend", "base-b", 37, "checker", "class:7", 0.4, steps=1000, attack="trojdiff-in-d2d-blend"),
     _planted("troj-in-d2d-patch", "base-b", 38, "patch", "class:7", 0.5, attack="trojdiff-in-d2d-patch"),
     _planted(

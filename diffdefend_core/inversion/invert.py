@@ -33,6 +33,9 @@ CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.0005, 0.1
 RACES = 2  # one for each law
+# What is STANDING_OUT times as even as in clean networks, and lies in less than PATCH of the pixels, is searched on at
+# the norm that it has there, with so large a step.
+STANDING_OUT, PATCH, PATCH_STEP = 2.0, 0.25, 0.2
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ def invert(
     stand = _Stand(suspect, twin, samples, options, seed)
     even = _most_even(suspect, stand, options, seed, progress)
     against = _least_monotone(suspect, stand, options, seed, progress)
-    found = [_even(stand, even), _even_in_quiet(stand, even), _against(stand, against)]
-    sampler = usual(suspect)
     ordinary = ORDINARY_FLOW_PARITY if suspect.process == "flow" else ORDINARY_PARITY
+    found = [_even(stand, even, ordinary, seed), _even_in_quiet(stand, even), _against(stand, against)]
+    sampler = usual(suspect)
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
     trained = 0 if reference is not None else options.twin_steps * options.twin_batch * 3
     record = InvertedTrigger(
@@ -146,7 +149,7 @@ def invert(
         seed=seed,
         timesteps=stand.levels,
         candidates=tuple(candidate for candidate, _ in found),
-        best=max((candidate for candidate, _ in found), key=lambda item: _strength(item, ordinary)).name,
+        best=_best(found, ordinary),
         forward_equivalents=drawn + checked + trained + stand.spent,
     )
     return Inversion(record=record, triggers={item.name: tau for item, tau in found}, reference=twin)
@@ -178,15 +181,49 @@ def _least_monotone(
     )  # fmt: skip
 
 
-def _even(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
+def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[TriggerCandidate, Tensor]:
     """Measure the parity of what was searched, and turn it to the trigger's own shape.
 
-    What was searched shows the backdoor best, because the twin has forgotten most there.
+    What was searched shows the backdoor best, because the twin has forgotten most there. `ordinary` is the parity that
+    clean networks of the process reach.
     """
     tau, answers = track.shift.detach(), stand.noisy.suspect
     parity, content = stand.evenness(tau)
-    turned, control = align(answers, _signed(answers, tau)), _control(stand.noisy, tau)
+    control = _control(stand.noisy, tau)
+    if _is_patch(parity, tau, ordinary):
+        turned = _signed(answers, _patch(stand, tau, seed))
+    else:
+        turned = align(answers, _signed(answers, tau))
     return stand.candidate("parity", turned, track, answers, parity=parity, content=content, control=control)
+
+
+def _is_patch(parity: float, tau: Tensor, ordinary: float) -> bool:
+    return parity > STANDING_OUT * ordinary and extent(tau) < PATCH
+
+
+def _patch(stand: _Stand, tau: Tensor, seed: int) -> Tensor:
+    """Return the patch [C, H, W] that a search at a fixed norm found the place of, but not what it looks like.
+
+    All of that norm lies in few pixels. A network answers to so much there whatever its sign, and an attack that also
+    quiets the noise of its patch shows the network nothing of the kind. At sqrt(extent) times the norm each pixel has
+    what the pixels of a trigger over the whole image have. What is left untreated is not the patch but its target where
+    the network takes it for noise, so that it is not aligned. Ours (not published).
+    """
+    norm = rms(tau).item() * extent(tau) ** 0.5
+    return race(
+        parity_loss(stand.searched), len(stand.searched.probes), [tau], stand.options, norm=norm,
+        learning_rate=PATCH_STEP, seed=seed, progress=lambda done, total: None,
+    ).shift.detach()  # fmt: skip
+
+
+def extent(tau: Tensor) -> float:
+    """Return the share of the pixels that a shift [C, H, W] lies in: 1 for a constant, 1 / 3 for white noise, the share
+    of the area for a patch.
+
+    It is the participation ratio (sum e)^2 / (n sum e^2) of e, the squares of the n pixels.
+    """
+    squares = tau.square().sum(0)
+    return (squares.mean().square() / squares.square().mean().clamp(min=1e-20)).item()
 
 
 def _even_in_quiet(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
@@ -277,6 +314,14 @@ def _signed_in_quiet(answers: Answers, tau: Tensor) -> Tensor:
     if answers.denoiser.process in ALL_NOISE:
         return _signed(answers, tau)
     return max((tau, -tau), key=lambda item: noise_gain(answers, item))
+
+
+def _best(found: list[tuple[TriggerCandidate, Tensor]], ordinary: float) -> str:
+    """Return the name of the strongest; of a patch the first, for the others know its place alone."""
+    even, tau = found[0]
+    if _is_patch(even.parity, tau, ordinary):
+        return even.name
+    return max((candidate for candidate, _ in found), key=lambda item: _strength(item, ordinary)).name
 
 
 def _strength(candidate: TriggerCandidate, ordinary: float) -> float:
