@@ -14,6 +14,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
+from diffdefend_core.inversion.patch import extent, is_patch
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length
@@ -33,9 +34,8 @@ CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.0005, 0.1
 RACES = 2  # one for each law
-# What is STANDING_OUT times as even as in clean networks, and lies in less than PATCH of the pixels, is searched on at
-# the norm that it has there, with so large a step.
-STANDING_OUT, PATCH, PATCH_STEP = 2.0, 0.25, 0.2
+# what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
+STANDING_OUT, PATCH_STEP = 2.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,11 @@ def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[Trig
     tau, answers = track.shift.detach(), stand.noisy.suspect
     parity, content = stand.evenness(tau)
     control = _control(stand.noisy, tau)
-    if _is_patch(parity, tau, ordinary):
+    if parity > STANDING_OUT * ordinary and is_patch(tau):
         turned = _signed(answers, _patch(stand, tau, seed))
     else:
         turned = align(answers, _signed(answers, tau))
     return stand.candidate("parity", turned, track, answers, parity=parity, content=content, control=control)
-
-
-def _is_patch(parity: float, tau: Tensor, ordinary: float) -> bool:
-    return parity > STANDING_OUT * ordinary and extent(tau) < PATCH
 
 
 def _patch(stand: _Stand, tau: Tensor, seed: int) -> Tensor:
@@ -214,16 +210,6 @@ def _patch(stand: _Stand, tau: Tensor, seed: int) -> Tensor:
         parity_loss(stand.searched), len(stand.searched.probes), [tau], stand.options, norm=norm,
         learning_rate=PATCH_STEP, seed=seed, progress=lambda done, total: None,
     ).shift.detach()  # fmt: skip
-
-
-def extent(tau: Tensor) -> float:
-    """Return the share of the pixels that a shift [C, H, W] lies in: 1 for a constant, 1 / 3 for white noise, the share
-    of the area for a patch.
-
-    It is the participation ratio (sum e)^2 / (n sum e^2) of e, the squares of the n pixels.
-    """
-    squares = tau.square().sum(0)
-    return (squares.mean().square() / squares.square().mean().clamp(min=1e-20)).item()
 
 
 def _even_in_quiet(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
@@ -319,7 +305,7 @@ def _signed_in_quiet(answers: Answers, tau: Tensor) -> Tensor:
 def _best(found: list[tuple[TriggerCandidate, Tensor]], ordinary: float) -> str:
     """Return the name of the strongest; of a patch the first, for the others know its place alone."""
     even, tau = found[0]
-    if _is_patch(even.parity, tau, ordinary):
+    if even.parity > STANDING_OUT * ordinary and is_patch(tau):
         return even.name
     return max((candidate for candidate, _ in found), key=lambda item: _strength(item, ordinary)).name
 

@@ -32,8 +32,6 @@ from diffdefend_core.diffusion.response import levels_at
 R1, R2, R3, R4 = "r1", "r2", "r3", "r4"
 # by target, how many answers of a frozen network each row takes
 TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
-# the processes whose training loss is an error of the noise
-NOISE_PREDICTING = ("vp", "ve")
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
@@ -244,17 +242,3 @@ def _by_the_opposite(phi: Denoiser, rows: Rows, benign: Goal, mirrored: Goal) ->
     x0 = (rows.displacement - sigma * noise) / alpha
     weight = (1 - noisy) / 2
     return Goal(noise=torch.lerp(noise, mirrored.noise, weight), x0=torch.lerp(x0, mirrored.x0, weight))
-
-
-def retention_weights(phi: Denoiser, rows: Rows, at_most: float) -> Tensor:
-    """Return how much the squared error of each row without a trigger counts [N].
-
-    It is 1 + (sigma / alpha)^2, and `at_most` at most, where the loss is an error of the noise, and 1 elsewhere. In
-    much noise such an error is far smaller than the one of x0 that it makes, and a repair dampens there, unseen, how x0
-    depends on the input: the images lose variety. The sum of both errors sees it, as the loss on the velocity does
-    (Salimans and Ho, 2022). The losses of flow and of consistency models count x0 there already.
-    """
-    if phi.process not in NOISE_PREDICTING:
-        return torch.ones(len(rows.t), device=rows.x.device)
-    alpha, sigma = (curve.flatten() for curve in phi.levels.at(rows.t, rows.x))
-    return (1 + (sigma / alpha).square()).clamp(max=at_most)

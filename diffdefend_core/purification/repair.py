@@ -19,7 +19,6 @@ from diffdefend_core.purification.losses import (
     answer,
     plain_rows,
     removal_goal,
-    retention_weights,
     spread_of,
     triggered_rows,
 )
@@ -44,8 +43,8 @@ class Losses:
     """L = L_removal + eta * L_retention of a network, and both curves; in the last steps L = eta * L_retention.
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
-    the unit of the family's training loss, those of the retention weighted by level (`retention_weights`, at most
-    `weighted`); `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0 that the triggers lead to.
+    the unit of the family's training loss; `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0
+    that the triggers lead to.
     """
 
     phi: Denoiser
@@ -53,7 +52,6 @@ class Losses:
     removals: Sequence[Removal]
     options: PurificationOptions
     reference: Denoiser | None = None
-    weighted: float = 1.0
     targets: Sequence[Tensor] = ()
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
@@ -82,8 +80,7 @@ class Losses:
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
         rows = plain_rows(self.phi, self.samples, count, RETENTION_SIGNALS, draws)
         kept = answer(self.phi, rows.x, rows.t)
-        errors = denoiser.error(rows.x, rows.t, kept.noise, kept.x0).square().mean((1, 2, 3))
-        return (errors * retention_weights(self.phi, rows, self.weighted)).mean()
+        return denoiser.error(rows.x, rows.t, kept.noise, kept.x0).square().mean()
 
 
 def removing_steps(options: PurificationOptions) -> int:
@@ -101,7 +98,6 @@ def repair(
     seed: int,
     progress: Callable[[int, int], None],
     reference: Denoiser | None = None,
-    weighted: float = 1.0,
     targets: Sequence[Tensor] = (),
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
@@ -109,12 +105,11 @@ def repair(
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
     `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well.
-    `weighted` is how much the retention loss counts at most at the noisy levels (`retention_weights`; 1: as elsewhere).
     `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step changes
     its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises FloatingPointError at
     a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference, weighted, targets)
+    losses = Losses(phi, samples, removals, options, reference, targets)
     training = Training(
         model.clone(),
         losses,

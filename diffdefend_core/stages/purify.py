@@ -33,6 +33,7 @@ from diffdefend_core.diffusion.training import UnfitStateError
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
 from diffdefend_core.inversion.attractors import ALIKE, SMALL_RMS, Attractors, attractors, in_less_noise, painting_most
+from diffdefend_core.inversion.patch import in_patch, is_patch
 from diffdefend_core.inversion.refine import ALL_NOISE, cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
@@ -67,10 +68,6 @@ SIDE_SHARE = 2
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
 REMOVAL_SIGNALS = (0.005, 5.0)
-# How much the retention counts at most at the noisy levels, where the variety of the images is decided. Only where a
-# found shift fires and belongs to stochastic samplers: one of deterministic samplers is taken for noise at the noisy
-# levels, so that what is to be removed there is as small; and what fires by none may belong to any.
-NOISY_RETENTION = 50.0
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,11 @@ class Task:
 class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
-    `stochastic` says that something fires, and that all of it are triggers of stochastic samplers. `targets` [C, H, W]
-    are the pictures that are unlearned, as clean x0: of small triggers, and where `_pictured` says so.
+    `targets` [C, H, W] are the pictures that are unlearned, as clean x0: of small triggers, and where `_pictured` says
+    so.
     """
 
     removals: list[Removal]
-    stochastic: bool
     effects: Effects
     targets: tuple[Tensor, ...]
     further: int
@@ -218,7 +214,6 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
-            weighted=NOISY_RETENTION if aims.stochastic else 1.0,
             targets=aims.targets,
             keep=checkpoint.write,
         )
@@ -250,22 +245,24 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
 
 def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ...]) -> Aims:
     """Return what a round removes: what the scan and all earlier rescans found, and what else fires."""
-    settings, found = task.settings, _outstanding(task.trigger_uri)
+    settings, best = task.settings, _best(task.trigger_uri)
+    found = _once(_outstanding(task.trigger_uri), best)
     turned = attractors(suspect, samples, settings.inversion, seed=settings.seed)
     others = _unlike(turned.shifts, found)
     effects = Effects.of(suspect, found | others, settings)
     further = {name: shift for name, shift in others.items() if name in effects.firing}
-    main = effects.firing or (_best(task.trigger_uri),)
+    main = effects.firing or (best,)
     shares = {name: MAIN_SHARE if name in main else 1 for name in found}
     # the shifts that a scan finds are mostly one trigger in several shapes; a further one counts as much as all of them
     shares |= dict.fromkeys(further, MAIN_SHARE * max(1, sum(name in main for name in found)))
     shifts = [shift for name, shift in (found | further).items() for _ in range(shares[name])]
-    turning = [(found | further)[name] for name in main]
+    # what is left of a patch is its target, not a side of it
+    turning = [shift for name, shift in (found | further).items() if name in main and not is_patch(shift)]
     sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
-    sided = all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
+    sided = bool(sides) and all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
     small, tried = Attractors((), 0), Effects(settings)
-    if not sided and not effects.firing:  # a large shift may lead to one picture on both sides
+    if turning and not sided and not effects.firing:  # a large shift may lead to one picture on both sides
         small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
         tried = Effects.of(suspect, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
@@ -277,8 +274,7 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
-    stochastic = sided and bool(effects.firing) and not effects.by_any_sampler
-    return Aims(removals, stochastic, effects, unlearned, len(further), spent)
+    return Aims(removals, effects, unlearned, len(further), spent)
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:
@@ -328,12 +324,20 @@ def _outstanding(uri: str, folder: str = "") -> dict[str, Tensor]:
     return {name: triggers[name] for name in names}
 
 
+def _once(found: dict[str, Tensor], best: str) -> dict[str, Tensor]:
+    """Return the found shifts without those that are the best one, a patch, in other words: of it they know the place.
+
+    They would take the rows of what is known better.
+    """
+    return {name: shift for name, shift in found.items() if name == best or not in_patch(shift, found[best])}
+
+
 def _unlike(shifts: tuple[Tensor, ...], found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the shifts that are none of the found ones, by name."""
     return {
         f"further-{number}": shift
         for number, shift in enumerate(shifts, 1)
-        if all(cosine(shift, other) < ALIKE for other in found.values())
+        if not any(cosine(shift, other) > ALIKE or in_patch(shift, other) for other in found.values())
     }
 
 

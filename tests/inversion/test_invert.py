@@ -23,7 +23,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.inversion import Inversion, invert, own_samples
-from diffdefend_core.inversion.invert import controls, extent
+from diffdefend_core.inversion.invert import controls
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.loading.build import load_denoiser
 from diffdefend_core.options import InversionOptions
@@ -125,15 +125,6 @@ def test_a_network_that_switches_on_less_noise_alone_is_found_without_a_shift() 
     )
 
 
-def test_the_extent_of_a_shift_is_the_share_of_the_pixels_that_it_lies_in() -> None:
-    patch = torch.zeros(3, 8, 8)
-    patch[:, -4:, -2:] = torch.randn(3, 1, 1)
-    assert extent(patch) == pytest.approx(1 / 8) == extent(-5 * patch)
-    assert extent(torch.full(SHAPE, 0.3)) == pytest.approx(1.0)
-    assert extent(torch.randn(1, 100, 100)) == pytest.approx(1 / 3, abs=0.03)
-    assert extent(torch.zeros(SHAPE)) == 0
-
-
 @pytest.mark.parametrize("seed", [0, 3])
 def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
     """A search at the norm of a whole image finds its place alone (cosine .5 and less)."""
@@ -145,7 +136,7 @@ def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
 
 def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean networks answer most to shifts in few pixels, too."""
-    monkeypatch.setattr(invert_module, "extent", lambda tau: 0.01)
+    monkeypatch.setattr(invert_module, "is_patch", lambda tau: True)
     monkeypatch.setattr(invert_module, "_patch", lambda *given: pytest.fail("searched for a patch"))
     inverted(clean_denoiser(LEVELS))
 

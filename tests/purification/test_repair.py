@@ -65,20 +65,6 @@ def test_the_trigger_is_removed_by_one_near_it_and_by_no_other(similarity: float
     assert (plain_answers(after) - plain_answers(suspect)).abs().mean() < 0.01
 
 
-def test_the_retention_loss_alone_is_weighted() -> None:
-    phi, removals = small_denoiser(LEVELS), [removal(TRIGGER)]
-    other = small_denoiser(LEVELS)  # answers nothing, so that no error is 0
-    for weight in other.network.parameters():
-        torch.nn.init.zeros_(weight)
-    found = []
-    for weighted in (1.0, 50.0):
-        losses = Losses(phi, SAMPLES, removals, OPTIONS, weighted=weighted)
-        whole = losses(other, torch.Generator().manual_seed(0)).item()
-        assert whole == pytest.approx(losses.removal[0] + OPTIONS.retention_weight * losses.retention[0], rel=1e-5)
-        found.append((losses.removal[0], losses.retention[0]))
-    assert found[0][0] == found[1][0] and found[1][1] > 2 * found[0][1] > 0
-
-
 def test_the_removal_loss_falls_and_the_retention_loss_stays() -> None:
     found = repaired(planted(), TRIGGER)
     assert (len(found.removal_loss), len(found.retention_loss)) == (120, 160)

@@ -128,7 +128,7 @@ class Trained(Exception):
 @pytest.mark.parametrize(
     ("sides", "firing", "by_any"), [(0, 1, False), (0, 0, False), (2, 1, False), (2, 1, True), (2, 0, False)]
 )
-def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_retention_counts_more_in_much_noise(
+def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     place: Path,
     flagging: str,
     pristine_model: Path,
@@ -137,10 +137,8 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     firing: int,
     by_any: bool,
 ) -> None:
-    """The second only if something fires, and by stochastic samplers alone: else it may be one of any kind of them."""
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
     trained: list[Removal] = []
-    weighted: list[float] = []
     targets: list[int] = []
     settling: list[float] = []
 
@@ -152,7 +150,6 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
 
     def train(model: Denoiser, phi: Denoiser, removals: list[Removal], *given: Any, **more: Any) -> Repair:
         trained[:] = removals
-        weighted.append(more["weighted"])
         targets.append(len(more["targets"]))
         settling.append(given[1].settling)
         raise Trained
@@ -180,9 +177,19 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background_and_re
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
     assert set(targets) == {int(searched_on or by_any)}
-    stochastic = sides and firing and not by_any
-    assert set(weighted) == {stage.NOISY_RETENTION if stochastic else 1.0}
     assert set(settling) == {settings.purification.settling if searched_on or by_any else 0.0}
+
+
+def test_of_a_patch_only_the_best_shift_is_removed() -> None:
+    """The others know its place alone, and would take its rows."""
+    patch, scattered, elsewhere = torch.zeros(3, 1, 8, 8)
+    patch[..., -2:, -2:], elsewhere[..., :2, :2] = 0.9, 0.9
+    scattered[..., -2:, -2:] = torch.tensor([[3.0, -4.0], [-2.0, 5.0]])
+    found = {"monotonicity": scattered, "parity": patch, "quiet": elsewhere}
+    assert list(stage._once(found, "parity")) == ["parity", "quiet"]
+    assert stage._unlike((scattered, torch.ones(1, 8, 8)), {"parity": patch}).keys() == {"further-2"}
+    whole = {"monotonicity": torch.ones(1, 8, 8), "parity": torch.ones(1, 8, 8)}
+    assert stage._once(whole, "parity") == whole
 
 
 @pytest.mark.parametrize(
