@@ -90,8 +90,8 @@ class PurificationOptions:
     as it takes for noise of the opposite shift, and in little noise half of the mirrored answer to that (r4). A step
     has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted with
     `retention_weight`. Where the pictures of the triggers are unlearned too, no row of the last `settling` of the steps
-    has a trigger: what the removal did to the images settles, with the trigger unlearned. Clean rows come from
-    `own_samples` of the suspect, drawn in `own_steps` DDIM steps. The state of the training is kept every
+    of the first round has a trigger: what the removal did to the images settles, with the trigger unlearned. Clean rows
+    come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps. The state of the training is kept every
     `checkpoint_steps` steps, for a run that is killed.
     """
 

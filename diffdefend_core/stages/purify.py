@@ -191,7 +191,11 @@ def _last_round(task: Task) -> str:
 
 
 def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
-    """Fill the folder of one round: train, save, and scan what was saved. It settles where pictures are unlearned."""
+    """Fill the folder of one round: train, save, and scan what was saved.
+
+    Where pictures are unlearned the first one settles. What settles answers a little more evenly again, and a later
+    round is there because too much was left.
+    """
     settings, options, progress = task.settings, task.settings.purification, task.progress
     reference = _trusted_reference(task)
     with fetched(task.model_uri, "model/") as source:
@@ -199,14 +203,14 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         aims = _aims(task, suspect, samples, earlier)
-        settling = options.settling if aims.targets else 0.0
+        settles = number == 1 and bool(aims.targets)
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further), settling=settling),
+            replace(options, steps=options.steps * (1 + aims.further), settling=options.settling if settles else 0.0),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
