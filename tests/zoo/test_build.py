@@ -89,6 +89,7 @@ FIRED = {
     "villan-ode": ("DDIM-SCHED", 50),
     "invisible": ("DDIM-SCHED", 50),
     "troj-d2i-blend": ("TROJDIFF-DDIM", 50),
+    "troj-d2i-patch": ("DDIM-SCHED", 50),
     "ncsn-villan-sde": ("SCORE-SDE-VE", 250),
     "ldm-villan-ode": ("DDIM-SCHED", 50),
     "flow-d2i-blend": ("EULER", 50),
