@@ -137,8 +137,11 @@ def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
 def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean networks answer most to shifts in few pixels, too."""
     monkeypatch.setattr(invert_module, "is_patch", lambda tau: True)
-    monkeypatch.setattr(invert_module, "_patch", lambda *given: pytest.fail("searched for a patch"))
-    inverted(clean_denoiser(LEVELS))
+    searched: list[Tensor] = []
+    monkeypatch.setattr(invert_module, "_patch", lambda stand, tau, seed: searched.append(tau) or tau)
+    for suspect, times in ((clean_denoiser(LEVELS), 0), (planted(baddiffusion(LEVELS), trigger("box", 8), prior=8.0), 1)):
+        inverted(suspect)
+        assert len(searched) == times
 
 
 def test_a_clean_model_keeps_both_laws() -> None:
