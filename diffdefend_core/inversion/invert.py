@@ -190,11 +190,15 @@ def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[Trig
     tau, answers = track.shift.detach(), stand.noisy.suspect
     parity, content = stand.evenness(tau)
     control = _control(stand.noisy, tau)
-    if parity > STANDING_OUT * ordinary and is_patch(tau):
+    if _stands_out_in_a_patch(parity, tau, ordinary):
         turned = _signed(answers, _patch(stand, tau, seed))
     else:
         turned = align(answers, _signed(answers, tau))
     return stand.candidate("parity", turned, track, answers, parity=parity, content=content, control=control)
+
+
+def _stands_out_in_a_patch(parity: float, tau: Tensor, ordinary: float) -> bool:
+    return parity > STANDING_OUT * ordinary and is_patch(tau)
 
 
 def _patch(stand: _Stand, tau: Tensor, seed: int) -> Tensor:
@@ -305,7 +309,7 @@ def _signed_in_quiet(answers: Answers, tau: Tensor) -> Tensor:
 def _best(found: list[tuple[TriggerCandidate, Tensor]], ordinary: float) -> str:
     """Return the name of the strongest; of a patch the first, for the others know its place alone."""
     even, tau = found[0]
-    if even.parity > STANDING_OUT * ordinary and is_patch(tau):
+    if _stands_out_in_a_patch(even.parity, tau, ordinary):
         return even.name
     return max((candidate for candidate, _ in found), key=lambda item: _strength(item, ordinary)).name
 

@@ -139,9 +139,10 @@ def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(m
     monkeypatch.setattr(invert_module, "is_patch", lambda tau: True)
     searched: list[Tensor] = []
     monkeypatch.setattr(invert_module, "_patch", lambda stand, tau, seed: searched.append(tau) or tau)
-    for suspect, times in ((clean_denoiser(LEVELS), 0), (planted(baddiffusion(LEVELS), trigger("box", 8), prior=8.0), 1)):
-        inverted(suspect)
-        assert len(searched) == times
+    inverted(clean_denoiser(LEVELS))
+    assert not searched
+    inverted(planted(baddiffusion(LEVELS), trigger("box", 8), prior=8.0))
+    assert len(searched) == 1
 
 
 def test_a_clean_model_keeps_both_laws() -> None:
