@@ -58,11 +58,15 @@ class Removal:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows at levels t [N]: x_t before any trigger, and the displacement d by one, both [N, C, H, W]."""
+    """Rows at levels t [N]: x_t before any trigger, its displacement d, and the trigger in that, all [N, C, H, W].
+
+    The rest of d is noise that is taken away, and the way to a picture.
+    """
 
     x: Tensor
     t: Tensor
     displacement: Tensor
+    trigger: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def plain_rows(
     t = torch.randint(low, high + 1, (count,), generator=generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    return Rows(x=x, t=t.to(x.device), displacement=torch.zeros_like(x))
+    return Rows(x=x, t=t.to(x.device), displacement=torch.zeros_like(x), trigger=torch.zeros_like(x))
 
 
 def triggered_rows(
@@ -147,23 +151,32 @@ def triggered_rows(
     quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
     scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
-    displacement = (scale * tau - quieter * noise * eps).to(x0)
+    trigger, other = (scale * tau).to(x0), (-quieter * noise * eps).to(x0)
     x, t = phi.diffuse(x0, t, eps.to(x0)), t.to(x0.device)
     if targets:
-        displacement = _towards(phi, targets, x0, t, displacement, generator)
-    return Rows(x=x, t=t, displacement=displacement)
+        trigger, other = _towards(phi, targets, x0, t, (trigger, other), generator)
+    return Rows(x=x, t=t, displacement=trigger + other, trigger=trigger)
 
 
 def _towards(
-    phi: Denoiser, targets: Sequence[Tensor], x0: Tensor, t: Tensor, displacement: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Return the displacements [N, C, H, W] of rows x0, moved towards a target in noise; see `triggered_rows`."""
+    phi: Denoiser,
+    targets: Sequence[Tensor],
+    x0: Tensor,
+    t: Tensor,
+    parts: tuple[Tensor, Tensor],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return the displacement of rows x0, the trigger's and the rest, moved towards a target in noise.
+
+    See `triggered_rows`; all are [N, C, H, W].
+    """
     count = len(x0)
     kept, share, moving = torch.rand(3, count, 1, 1, 1, generator=generator).to(x0)
     chosen = torch.stack([targets[number] for number in torch.randint(len(targets), (count,), generator=generator)])
     alpha, sigma = phi.levels.at(t, x0)
-    moved = alpha * share * (chosen.to(x0) - x0) + displacement * (kept >= BARE)
-    return torch.where((moving < TOWARDS) & (alpha < PICTURE_SIGNAL * sigma), moved, displacement)
+    moved = (moving < TOWARDS) & (alpha < PICTURE_SIGNAL * sigma)
+    trigger, other = (torch.where(moved & (kept < BARE), 0, part) for part in parts)
+    return trigger, other + moved * alpha * share * (chosen.to(x0) - x0)
 
 
 @torch.no_grad()
@@ -189,24 +202,24 @@ def spread_of(samples: Tensor) -> Spread:
     return Spread(axes=axes, variance=scale.square())
 
 
-def benign_response(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
-    """Return what a benign network adds to its answers when x_t is displaced by d, for each row.
+def benign_response(phi: Denoiser, data: Spread, t: Tensor, displacement: Tensor) -> Goal:
+    """Return what a benign network adds to its answers when x_t is displaced by d [N, C, H, W] at levels t [N].
 
     Along an axis on which the clean data has variance v, x0 moves by d alpha_t v / (alpha_t^2 v + sigma_t^2), and the
     noise by d sigma_t / (alpha_t^2 v + sigma_t^2) (algorithms.md 0.5); the end of a path, which a consistency model
     answers, by d sqrt(v / (v + sigma_t^2)). Exact for Gaussian data.
     """
-    levels = phi.levels.at(rows.t, rows.x)
+    levels = phi.levels.at(t, displacement)
     alpha, sigma = (curve.flatten(1) for curve in levels)
     whole = alpha**2 * data.variance + sigma**2
     share = (data.variance / whole).sqrt() if phi.process == "consistency" else alpha * data.variance / whole
-    x0 = ((rows.displacement.flatten(1) @ data.axes.T * share) @ data.axes).view_as(rows.x)
-    return Goal(noise=(rows.displacement - levels[0] * x0) / levels[1], x0=x0)
+    x0 = ((displacement.flatten(1) @ data.axes.T * share) @ data.axes).view_as(displacement)
+    return Goal(noise=(displacement - levels[0] * x0) / levels[1], x0=x0)
 
 
 def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
-    """Return what phi takes away from its `plain` answers when x_t is displaced by -d, for each row."""
-    opposite = answer(phi, rows.x - rows.displacement, rows.t)
+    """Return what phi takes away from its `plain` answers when x_t is displaced by the opposite trigger."""
+    opposite = answer(phi, rows.x - rows.trigger, rows.t)
     return Goal(noise=plain.noise - opposite.noise, x0=plain.x0 - opposite.x0)
 
 
@@ -222,10 +235,12 @@ def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference
     plain = answer(phi, rows.x, rows.t)
     if target == R1:
         return plain
-    added = benign_response(phi, data, rows)
+    trigger, other = (
+        benign_response(phi, data, rows.t, part) for part in (rows.trigger, rows.displacement - rows.trigger)
+    )
     if target == R4:
-        added = _by_the_opposite(phi, rows, added, mirrored_response(phi, rows, plain))
-    return Goal(noise=plain.noise + added.noise, x0=plain.x0 + added.x0)
+        trigger = _by_the_opposite(phi, rows, trigger, mirrored_response(phi, rows, plain))
+    return Goal(noise=plain.noise + trigger.noise + other.noise, x0=plain.x0 + trigger.x0 + other.x0)
 
 
 def _by_the_opposite(phi: Denoiser, rows: Rows, benign: Goal, mirrored: Goal) -> Goal:
@@ -239,6 +254,6 @@ def _by_the_opposite(phi: Denoiser, rows: Rows, benign: Goal, mirrored: Goal) ->
     along, size = (noisy * benign.noise * goal.noise for goal in (mirrored, benign))
     share = (along.sum() / size.sum().clamp(min=1e-12)).clamp(0, 1)
     noise = (1 - noisy * (1 - share)) * benign.noise
-    x0 = (rows.displacement - sigma * noise) / alpha
+    x0 = (rows.trigger - sigma * noise) / alpha
     weight = (1 - noisy) / 2
     return Goal(noise=torch.lerp(noise, mirrored.noise, weight), x0=torch.lerp(x0, mirrored.x0, weight))

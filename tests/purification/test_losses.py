@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from analytic import PROCESSES, SHAPE, clean_denoiser, perfect_of, small_denoiser, small_of, vp_levels
@@ -59,6 +61,7 @@ def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None) -> Rows
         x=torch.randn(shape, generator=generator()) if x is None else x,
         t=torch.tensor(t),
         displacement=displacement.expand(shape),
+        trigger=displacement.expand(shape),
     )
 
 
@@ -192,7 +195,7 @@ def moved(phi: DDPM, rows: Rows) -> Goal:
 def test_the_benign_response_is_that_of_the_perfect_network(process: str) -> None:
     phi = perfect_of(process, variance=0.25)
     rows = rows_of([5, 40, 80, 99], torch.rand(SHAPE, generator=generator(1)) - 0.3)
-    found, expected = benign_response(phi, SPREAD, rows), moved(phi, rows)  # type: ignore[arg-type]
+    found, expected = benign_response(phi, SPREAD, rows.t, rows.displacement), moved(phi, rows)  # type: ignore[arg-type]
     torch.testing.assert_close(found.noise, expected.noise, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(found.x0, expected.x0, rtol=2e-3, atol=1e-3)
 
@@ -201,7 +204,7 @@ def test_the_benign_response_is_not_that_of_data_of_another_variance() -> None:
     rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
     phi = clean_denoiser(LEVELS, variance=0.25)
     assert not torch.allclose(
-        benign_response(phi, spread_of(2 * SAMPLES), rows).noise, moved(phi, rows).noise, rtol=0.05
+        benign_response(phi, spread_of(2 * SAMPLES), rows.t, rows.displacement).noise, moved(phi, rows).noise, rtol=0.05
     )
 
 
@@ -209,7 +212,7 @@ def test_the_benign_response_by_hand() -> None:
     # alpha_t^2 = .8 and sigma_t^2 = .2 at the second of three levels: .2 ** .5 / (.8 * .25 + .2) per unit of shift
     levels = type(LEVELS).variance_preserving(torch.tensor([0.9, 0.8, 0.001]))
     rows = rows_of([1], torch.full(SHAPE, 2.0), torch.zeros(1, *SHAPE))
-    found = benign_response(clean_denoiser(levels), SPREAD, rows)
+    found = benign_response(clean_denoiser(levels), SPREAD, rows.t, rows.displacement)
     torch.testing.assert_close(found.noise, torch.full((1, *SHAPE), 2 * 0.2**0.5 / 0.4))
     torch.testing.assert_close(found.x0, torch.full((1, *SHAPE), 2 * 0.8**0.5 * 0.25 / 0.4))
 
@@ -223,10 +226,10 @@ def test_the_benign_response_has_the_axes_of_the_data(process: str) -> None:
     data = spread_of((SAMPLES.flatten(1) * scale).view(SAMPLES.shape))
     rows = rows_of([5, 40, 80, 99], axes.sum(0))
     phi = perfect_of(process)
-    found = benign_response(phi, data, rows)
+    found = benign_response(phi, data, rows.t, rows.displacement)
     for axis, deviation in zip(axes, (2.0, 0.05), strict=True):
         perfect = perfect_of(process, variance=deviation**2)
-        alone = moved(perfect, Rows(rows.x, rows.t, axis.expand_as(rows.x)))  # type: ignore[arg-type]
+        alone = moved(perfect, replace(rows, displacement=axis.expand_as(rows.x)))  # type: ignore[arg-type]
         along, expected = ((goal.x0 * axis).sum((1, 2, 3)) for goal in (found, alone))
         torch.testing.assert_close(along, expected, rtol=5e-3, atol=5e-3)
     alpha, sigma = phi.levels.at(rows.t, rows.x)
@@ -235,7 +238,9 @@ def test_the_benign_response_has_the_axes_of_the_data(process: str) -> None:
 
 def test_what_the_samples_do_not_vary_along_is_noise() -> None:
     rows = rows_of([5, 80, 160, 249], torch.full(SHAPE, 0.5))
-    found = benign_response(clean_denoiser(LEVELS), spread_of(SAMPLES[:2] - SAMPLES[:2].mean((1, 2, 3), True)), rows)
+    found = benign_response(
+        clean_denoiser(LEVELS), spread_of(SAMPLES[:2] - SAMPLES[:2].mean((1, 2, 3), True)), rows.t, rows.displacement
+    )
     assert found.x0.abs().max() < 1e-5
     torch.testing.assert_close(found.noise, rows.displacement / LEVELS.at(rows.t, rows.x)[1])
 
@@ -243,7 +248,7 @@ def test_what_the_samples_do_not_vary_along_is_noise() -> None:
 def test_at_the_last_level_a_benign_network_takes_any_shift_for_noise() -> None:
     levels = type(LEVELS).variance_preserving(alphas_cumprod(linear_betas(1000)))
     rows = rows_of([999], torch.full(SHAPE, 0.7), torch.zeros(1, *SHAPE))
-    found = benign_response(clean_denoiser(levels), SPREAD, rows)
+    found = benign_response(clean_denoiser(levels), SPREAD, rows.t, rows.displacement)
     torch.testing.assert_close(found.noise, rows.displacement, rtol=1e-4, atol=0)
 
 
@@ -266,7 +271,7 @@ def test_the_targets() -> None:
     torch.testing.assert_close(
         found["r2"].noise, reference.noise(rows.x + rows.displacement, rows.t), atol=1e-4, rtol=1e-3
     )
-    benign = benign_response(phi, SPREAD, rows)
+    benign = benign_response(phi, SPREAD, rows.t, rows.displacement)
     torch.testing.assert_close(found["r3"].noise, plain.noise + benign.noise)
     torch.testing.assert_close(found["r3"].x0, plain.x0 + benign.x0)
     opposite = answer(phi, rows.x - rows.displacement, rows.t)
@@ -310,6 +315,19 @@ def test_in_much_noise_r4_takes_as_much_for_noise_as_the_suspect_does_of_the_opp
         plain = answer(phi, rows.x, rows.t).noise
         r3, r4 = (removal_goal(name, phi, SPREAD, rows).noise - plain for name in ("r3", "r4"))
         torch.testing.assert_close(r4, share * r3, rtol=0.02, atol=0.02)
+
+
+def test_r4_asks_the_opposite_trigger_alone() -> None:
+    # what is taken away of the noise, and the way to a picture, are answered as in R3
+    phi = small_denoiser(LEVELS)
+    rows = rows_of([5, 80, 249], torch.rand(SHAPE, generator=generator(1)))
+    bare, rest = replace(rows, trigger=torch.zeros_like(rows.x)), 0.7 * torch.randn(SHAPE, generator=generator(2))
+    torch.testing.assert_close(removal_goal("r4", phi, SPREAD, bare).noise, removal_goal("r3", phi, SPREAD, rows).noise)
+    alone = removal_goal("r4", phi, SPREAD, rows)
+    both = removal_goal("r4", phi, SPREAD, replace(rows, displacement=rows.trigger + rest))
+    added = benign_response(phi, SPREAD, rows.t, rest.expand_as(rows.x))
+    torch.testing.assert_close(both.noise, alone.noise + added.noise, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both.x0, alone.x0 + added.x0, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_shift_r4_adds_nothing() -> None:
