@@ -92,7 +92,8 @@ def baseline(method: str, suspect: Denoiser, trigger: Tensor, rows: Tensor, seed
 
 def false_alarm(recipe: Recipe, zoo: Zoo, settings: Settings) -> list[Row]:
     """Return the row of a clean model that is repaired nevertheless: one round, all shifts that its inversion found."""
-    suspect, options, began = zoo.read(recipe).denoiser, settings.purification, time.monotonic()
+    suspect, began = zoo.read(recipe).denoiser, time.monotonic()
+    options = replace(settings.purification, settling=0.0)  # no shift fires
     _, trigger_uri, _ = scan(str(zoo.place(recipe)), settings=settings)
     removals = [Removal(tau, REMOVAL_SIGNALS) for tau in read_triggers(trigger_uri).values()]
     samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, silent)

@@ -17,6 +17,7 @@ from diffdefend_core.purification.losses import (
     Removal,
     Spread,
     answer,
+    overshot,
     plain_rows,
     removal_goal,
     spread_of,
@@ -44,7 +45,7 @@ class Losses:
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss; `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0
-    that the triggers lead to.
+    that the triggers lead to. `begun` is an earlier repair, of which something is left: the removal aims further by it.
     """
 
     phi: Denoiser
@@ -53,6 +54,7 @@ class Losses:
     options: PurificationOptions
     reference: Denoiser | None = None
     targets: Sequence[Tensor] = ()
+    begun: Denoiser | None = None
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
 
@@ -75,6 +77,8 @@ class Losses:
         phi, options = self.phi, self.options
         rows = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
         wanted = removal_goal(options.target, phi, self.data, rows, self.reference)
+        if self.begun is not None:
+            wanted = overshot(wanted, answer(self.begun, rows.x + rows.displacement, rows.t))
         return denoiser.error(rows.x + rows.displacement, rows.t, wanted.noise, wanted.x0).square().mean()
 
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
@@ -99,17 +103,20 @@ def repair(
     progress: Callable[[int, int], None],
     reference: Denoiser | None = None,
     targets: Sequence[Tensor] = (),
+    again: bool = False,
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
     `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well.
-    `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step changes
-    its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises FloatingPointError at
-    a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state of another training.
+    `again` says that `model` comes from an earlier repair: by what that falls short of its goals, this one aims beyond
+    them. `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step
+    changes its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises
+    FloatingPointError at a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state
+    of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference, targets)
+    losses = Losses(phi, samples, removals, options, reference, targets, model if again else None)
     training = Training(
         model.clone(),
         losses,
@@ -131,12 +138,13 @@ def repair(
             keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
     triggered = removing_steps(options) * options.removal_batch
+    passes = 3 + TARGETS[options.target] + again
     plain = options.steps * (options.removal_batch + options.retention_batch) - triggered
     return Repair(
         denoiser=training.denoiser,
         removal_loss=tuple(losses.removal),
         retention_loss=tuple(losses.retention),
-        forward_equivalents=triggered * (3 + TARGETS[options.target]) + plain * (3 + 1),
+        forward_equivalents=triggered * passes + plain * (3 + 1),
     )
 
 

@@ -203,18 +203,19 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         check_repairable(suspect, source / "model", settings.adapter)
         samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
         aims = _aims(task, suspect, samples, earlier)
-        settles = number == 1 and bool(aims.targets)
+        settled = options.settling if number == 1 and aims.targets else 0.0
         train = partial(
             repair,
             fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
             suspect,
             aims.removals,
             aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further), settling=options.settling if settles else 0.0),
+            replace(options, steps=options.steps * (1 + aims.further), settling=settled),
             seed=settings.seed + number,
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
             targets=aims.targets,
+            again=bool(earlier),
             keep=checkpoint.write,
         )
         repaired = _resumed(train, checkpoint)

@@ -28,6 +28,7 @@ from diffdefend_core.purification.losses import (
     answer,
     benign_response,
     jittered,
+    overshot,
     plain_rows,
     removal_goal,
     spread_of,
@@ -334,6 +335,12 @@ def test_without_a_shift_r4_adds_nothing() -> None:
     phi = small_denoiser(LEVELS)
     rows = rows_of([5, 249], torch.zeros(SHAPE))
     torch.testing.assert_close(removal_goal("r4", phi, SPREAD, rows).noise, answer(phi, rows.x, rows.t).noise)
+
+
+def test_an_overshot_goal_lies_as_far_beyond_it_as_the_earlier_answer_short_of_it() -> None:
+    goal = Goal(noise=torch.tensor([1.0]), x0=torch.tensor([-2.0]))
+    found = overshot(goal, Goal(noise=torch.tensor([0.75]), x0=torch.tensor([-2.0])))
+    assert (found.noise.item(), found.x0.item()) == (1.25, -2.0)
 
 
 def test_r2_needs_a_reference() -> None:

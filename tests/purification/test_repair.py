@@ -30,8 +30,12 @@ def planted() -> Denoiser:
     return poisoned_denoiser(baddiffusion(LEVELS), LEVELS, TRIGGER, TARGET)
 
 
+def silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
 def repaired(model: Denoiser, trigger: Tensor, options: PurificationOptions = OPTIONS, seed: int = 0) -> Repair:
-    return repair(model, model, [removal(trigger)], SAMPLES, options, seed=seed, progress=lambda done, total: None)
+    return repair(model, model, [removal(trigger)], SAMPLES, options, seed=seed, progress=silent)
 
 
 def removal(trigger: Tensor) -> Removal:
@@ -126,6 +130,19 @@ def test_the_last_steps_have_no_trigger_and_are_counted_so() -> None:
     assert (len(found.removal_loss), len(found.retention_loss)) == (2, 4)
     assert spent == [4, 4, 2, 2] * 2 + [6, 6] * 2  # as many rows as before, all of them plain
     assert found.forward_equivalents == sum(spent) + 2 * (2 * 6 + 2 * 6)
+
+
+def test_a_repair_that_goes_on_with_an_earlier_one_aims_further_and_asks_that_one_too() -> None:
+    suspect = planted()
+    first = repaired(suspect, TRIGGER, dataclasses.replace(OPTIONS, steps=20)).denoiser
+    plain, again = (
+        repair(first, suspect, [removal(TRIGGER)], SAMPLES, OPTIONS, seed=1, progress=silent, again=further)
+        for further in (False, True)
+    )
+    assert again.forward_equivalents - plain.forward_equivalents == 120 * OPTIONS.removal_batch
+    assert not torch.equal(weights(again.denoiser), weights(plain.denoiser))
+    # the distance to the goal is doubled at the start
+    assert again.removal_loss[0] == pytest.approx(4 * plain.removal_loss[0], rel=1e-4)
 
 
 def test_settling_brings_the_answers_back() -> None:
