@@ -21,7 +21,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.io import folders
-from diffdefend_core.purification import Removal, Repair
+from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
@@ -80,12 +80,19 @@ def test_the_target_and_the_reference_are_part_of_the_key(
     assert purify(*scan(str(pristine_model), settings=other), settings=other) != uri
 
 
-def test_a_finished_round_is_not_done_again_and_the_first_alone_settles(
+def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims_no_further(
     tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It settles where pictures are unlearned, which all rounds do here."""
     monkeypatch.setattr(stage, "_pictured", lambda *given: True)
     monkeypatch.setattr(Effects, "targets", lambda self, suspect: (torch.zeros(suspect.shape),))
+    further: list[bool] = []
+
+    def watched(*given: Any, again: bool, **named: Any) -> Repair:
+        further.append(again)
+        return repair(*given, again=again, **named)
+
+    monkeypatch.setattr(stage, "repair", watched)
     settings = settings_for(tmp_path, flagging, purification={"rounds": 2})
     scanned = scan(str(pristine_model), settings=settings)
     uri = purify(*scanned, settings=settings)
@@ -97,6 +104,7 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles(
     assert purified[second].forward_equivalents > purified[first].forward_equivalents
     curves = [purified[name] for name in (first, second)]
     assert [(len(item.removal_loss), len(item.retention_loss)) for item in curves] == [(3, 4), (4, 4)]
+    assert further == [False, True]
     written = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
     for folder in (
         tmp_path / "store" / "purify_round" / second,
