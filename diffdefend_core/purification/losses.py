@@ -58,15 +58,20 @@ class Removal:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows at levels t [N]: x_t before any trigger, its displacement d, and the trigger in that, all [N, C, H, W].
+    """Rows at levels t [N]: x_t before any trigger, and what displaces it, all [N, C, H, W].
 
-    The rest of d is noise that is taken away, and the way to a picture.
+    That is the trigger, and a rest: noise that is taken away, and the way to a picture.
     """
 
     x: Tensor
     t: Tensor
-    displacement: Tensor
     trigger: Tensor
+    rest: Tensor
+
+    @property
+    def displacement(self) -> Tensor:
+        """The whole displacement d [N, C, H, W]."""
+        return self.trigger + self.rest
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def plain_rows(
     t = torch.randint(low, high + 1, (count,), generator=generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    return Rows(x=x, t=t.to(x.device), displacement=torch.zeros_like(x), trigger=torch.zeros_like(x))
+    return Rows(x=x, t=t.to(x.device), trigger=torch.zeros_like(x), rest=torch.zeros_like(x))
 
 
 def triggered_rows(
@@ -151,11 +156,11 @@ def triggered_rows(
     quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
     scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
-    trigger, other = (scale * tau).to(x0), (-quieter * noise * eps).to(x0)
+    trigger, rest = (scale * tau).to(x0), (-quieter * noise * eps).to(x0)
     x, t = phi.diffuse(x0, t, eps.to(x0)), t.to(x0.device)
     if targets:
-        trigger, other = _towards(phi, targets, x0, t, (trigger, other), generator)
-    return Rows(x=x, t=t, displacement=trigger + other, trigger=trigger)
+        trigger, rest = _towards(phi, targets, x0, t, (trigger, rest), generator)
+    return Rows(x=x, t=t, trigger=trigger, rest=rest)
 
 
 def _towards(
@@ -175,8 +180,8 @@ def _towards(
     chosen = torch.stack([targets[number] for number in torch.randint(len(targets), (count,), generator=generator)])
     alpha, sigma = phi.levels.at(t, x0)
     moved = (moving < TOWARDS) & (alpha < PICTURE_SIGNAL * sigma)
-    trigger, other = (torch.where(moved & (kept < BARE), 0, part) for part in parts)
-    return trigger, other + moved * alpha * share * (chosen.to(x0) - x0)
+    trigger, rest = (torch.where(moved & (kept < BARE), 0, part) for part in parts)
+    return trigger, rest + moved * alpha * share * (chosen.to(x0) - x0)
 
 
 @torch.no_grad()
@@ -235,12 +240,10 @@ def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference
     plain = answer(phi, rows.x, rows.t)
     if target == R1:
         return plain
-    trigger, other = (
-        benign_response(phi, data, rows.t, part) for part in (rows.trigger, rows.displacement - rows.trigger)
-    )
+    trigger, rest = (benign_response(phi, data, rows.t, part) for part in (rows.trigger, rows.rest))
     if target == R4:
         trigger = _by_the_opposite(phi, rows, trigger, mirrored_response(phi, rows, plain))
-    return Goal(noise=plain.noise + trigger.noise + other.noise, x0=plain.x0 + trigger.x0 + other.x0)
+    return Goal(noise=plain.noise + trigger.noise + rest.noise, x0=plain.x0 + trigger.x0 + rest.x0)
 
 
 def overshot(goal: Goal, reached: Goal) -> Goal:

@@ -61,8 +61,8 @@ def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None) -> Rows
     return Rows(
         x=torch.randn(shape, generator=generator()) if x is None else x,
         t=torch.tensor(t),
-        displacement=displacement.expand(shape),
         trigger=displacement.expand(shape),
+        rest=torch.zeros(shape),
     )
 
 
@@ -230,7 +230,7 @@ def test_the_benign_response_has_the_axes_of_the_data(process: str) -> None:
     found = benign_response(phi, data, rows.t, rows.displacement)
     for axis, deviation in zip(axes, (2.0, 0.05), strict=True):
         perfect = perfect_of(process, variance=deviation**2)
-        alone = moved(perfect, replace(rows, displacement=axis.expand_as(rows.x)))  # type: ignore[arg-type]
+        alone = moved(perfect, replace(rows, trigger=axis.expand_as(rows.x)))  # type: ignore[arg-type]
         along, expected = ((goal.x0 * axis).sum((1, 2, 3)) for goal in (found, alone))
         torch.testing.assert_close(along, expected, rtol=5e-3, atol=5e-3)
     alpha, sigma = phi.levels.at(rows.t, rows.x)
@@ -322,10 +322,10 @@ def test_r4_asks_the_opposite_trigger_alone() -> None:
     # what is taken away of the noise, and the way to a picture, are answered as in R3
     phi = small_denoiser(LEVELS)
     rows = rows_of([5, 80, 249], torch.rand(SHAPE, generator=generator(1)))
-    bare, rest = replace(rows, trigger=torch.zeros_like(rows.x)), 0.7 * torch.randn(SHAPE, generator=generator(2))
+    bare, rest = replace(rows, trigger=rows.rest, rest=rows.trigger), 0.7 * torch.randn(SHAPE, generator=generator(2))
     torch.testing.assert_close(removal_goal("r4", phi, SPREAD, bare).noise, removal_goal("r3", phi, SPREAD, rows).noise)
     alone = removal_goal("r4", phi, SPREAD, rows)
-    both = removal_goal("r4", phi, SPREAD, replace(rows, displacement=rows.trigger + rest))
+    both = removal_goal("r4", phi, SPREAD, replace(rows, rest=rest.expand_as(rows.x)))
     added = benign_response(phi, SPREAD, rows.t, rest.expand_as(rows.x))
     torch.testing.assert_close(both.noise, alone.noise + added.noise, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both.x0, alone.x0 + added.x0, rtol=1e-4, atol=1e-5)
