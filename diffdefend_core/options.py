@@ -86,13 +86,13 @@ class PurificationOptions:
     """Options of the purification: up to `rounds` rounds of `steps` steps for each trigger, then a scan with new seeds.
 
     `target` says what a repaired model answers to a trigger: as the suspect without it (r1), as the trusted
-    `inversion.reference` (r2), as the suspect without it plus the benign linear response (r3), or plus as much of that
-    as it takes for noise of the opposite shift, and in little noise half of the mirrored answer to that (r4). A step
-    has `removal_batch` rows with a trigger and `retention_batch` rows without; the retention loss is weighted with
-    `retention_weight`. Where the pictures of the triggers are unlearned too, no row of the last `settling` of the steps
-    of the first round has a trigger: what the removal did to the images settles, with the trigger unlearned. Clean rows
-    come from `own_samples` of the suspect, drawn in `own_steps` DDIM steps. The state of the training is kept every
-    `checkpoint_steps` steps, for a run that is killed.
+    `inversion.reference` (r2), as the suspect without it plus the benign linear response (r3), or as the suspect to
+    what of it looks like data, the rest taken for noise as far as its opposite is (r4). A step has `removal_batch` rows
+    with a trigger and `retention_batch` rows without; the retention loss is weighted with `retention_weight`. Where the
+    pictures of the triggers are unlearned too, no row of the last `settling` of the steps of the first round has a
+    trigger: what the removal did to the images settles, with the trigger unlearned. Clean rows come from `own_samples`
+    of the suspect, drawn in `own_steps` DDIM steps. The state of the training is kept every `checkpoint_steps` steps,
+    for a run that is killed.
     """
 
     target: Literal["r1", "r2", "r3", "r4"] = "r4"

@@ -8,13 +8,14 @@ clean rows come from the model's own samples. The targets of the removal, on x_t
 | R1 | as phi without the trigger | Elijah, at the last level alone |
 | R2 | as a trusted reference does with the trigger | algorithms.md 5.4 |
 | R3 | as phi without the trigger, plus the benign linear response to d | algorithms.md 5.4 |
-| R4 | as R3, but as far as phi takes -d for noise; in little noise half of it by what phi takes away for -d | ours \
-(not published) |
+| R4 | as phi does to what of d a benign network takes for data; the rest is noise, as far as phi takes it for that | \
+ours (not published) |
 
-The benign linear response is that of Gaussian data with the covariance of phi's own samples. A network that never saw a
-shift takes a little less of it for noise, by about the same share of every shift, and in little noise that response is
-far off: a repair by it unlearns what nothing is wrong with, and the images suffer. No trigger fires at -d, so that the
-answers there tell both: the share, and how far the other half should go.
+The benign linear response is that of Gaussian data with the covariance of phi's own samples. Real data is no Gaussian:
+a shift that looks like data leads to other images, not to a blend of two, and a repair by the straight line unlearns
+what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. Of the
+rest a network that never saw it takes a little less for noise, by about the same share of every shift. No trigger fires
+at its opposite, so that the answers there tell this share.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ class Goal:
 
     noise: Tensor
     x0: Tensor
+
+    def __add__(self, other: Goal) -> Goal:
+        return Goal(noise=self.noise + other.noise, x0=self.x0 + other.x0)
 
 
 def jittered(triggers: Tensor, generator: torch.Generator, any_background: Tensor | None = None) -> Tensor:
@@ -222,12 +226,6 @@ def benign_response(phi: Denoiser, data: Spread, t: Tensor, displacement: Tensor
     return Goal(noise=(displacement - levels[0] * x0) / levels[1], x0=x0)
 
 
-def mirrored_response(phi: Denoiser, rows: Rows, plain: Goal) -> Goal:
-    """Return what phi takes away from its `plain` answers when x_t is displaced by the opposite trigger."""
-    opposite = answer(phi, rows.x - rows.trigger, rows.t)
-    return Goal(noise=plain.noise - opposite.noise, x0=plain.x0 - opposite.x0)
-
-
 def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference: Denoiser | None = None) -> Goal:
     """Return what a repaired model has to answer at x_t + d, by one of TARGETS; `data` is that of phi's own samples.
 
@@ -237,13 +235,33 @@ def removal_goal(target: str, phi: Denoiser, data: Spread, rows: Rows, reference
         if reference is None:
             raise ValueError("R2 needs a trusted reference")
         return answer(reference, rows.x + rows.displacement, rows.t)
-    plain = answer(phi, rows.x, rows.t)
     if target == R1:
-        return plain
-    trigger, rest = (benign_response(phi, data, rows.t, part) for part in (rows.trigger, rows.rest))
-    if target == R4:
-        trigger = _by_the_opposite(phi, rows, trigger, mirrored_response(phi, rows, plain))
-    return Goal(noise=plain.noise + trigger.noise + rest.noise, x0=plain.x0 + trigger.x0 + rest.x0)
+        return answer(phi, rows.x, rows.t)
+    triggered = _by_phi(phi, data, rows) if target == R4 else _by_the_law(phi, data, rows)
+    return triggered + benign_response(phi, data, rows.t, rows.rest)
+
+
+def _by_the_law(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
+    """Return what R3 asks at x_t + trigger."""
+    return answer(phi, rows.x, rows.t) + benign_response(phi, data, rows.t, rows.trigger)
+
+
+def _by_phi(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
+    """Return what R4 asks at x_t + trigger.
+
+    With c the part of the trigger that the law takes for data, phi answers at x_t + c. The rest r = trigger - c adds
+    its benign noise, 1 - w (1 - share) times with w = sigma_t^2 / (alpha_t^2 + sigma_t^2). `share` is the least-squares
+    scale of what phi takes away for -r on that, one for all rows, weighted with w.
+    """
+    alpha, sigma = phi.levels.at(rows.t, rows.x)
+    like_data = alpha * benign_response(phi, data, rows.t, rows.trigger).x0
+    x, rest = rows.x + like_data, rows.trigger - like_data
+    beside, opposite = answer(phi, x, rows.t), answer(phi, x - rest, rows.t)
+    benign, noisy = benign_response(phi, data, rows.t, rest).noise, sigma**2 / (alpha**2 + sigma**2)
+    along, size = (noisy * benign * noise for noise in (beside.noise - opposite.noise, benign))
+    share = (along.sum() / size.sum().clamp(min=1e-12)).clamp(0, 1)
+    noise = (1 - noisy * (1 - share)) * benign
+    return beside + Goal(noise=noise, x0=(rest - sigma * noise) / alpha)
 
 
 def overshot(goal: Goal, reached: Goal) -> Goal:
@@ -252,19 +270,3 @@ def overshot(goal: Goal, reached: Goal) -> Goal:
     Retention holds a repair back at a part of the way, mostly a tenth to a third, and more steps do not change that.
     """
     return Goal(noise=2 * goal.noise - reached.noise, x0=2 * goal.x0 - reached.x0)
-
-
-def _by_the_opposite(phi: Denoiser, rows: Rows, benign: Goal, mirrored: Goal) -> Goal:
-    """Return what R4 adds: with w = sigma_t^2 / (alpha_t^2 + sigma_t^2) the benign noise 1 - w (1 - share) times.
-
-    `share` is the least-squares scale of the mirrored noise on the benign one, one for all rows, weighted with w. Then
-    (1 - w) / 2 of the mirrored response takes the place of as much of that.
-    """
-    alpha, sigma = phi.levels.at(rows.t, rows.x)
-    noisy = sigma**2 / (alpha**2 + sigma**2)
-    along, size = (noisy * benign.noise * goal.noise for goal in (mirrored, benign))
-    share = (along.sum() / size.sum().clamp(min=1e-12)).clamp(0, 1)
-    noise = (1 - noisy * (1 - share)) * benign.noise
-    x0 = (rows.trigger - sigma * noise) / alpha
-    weight = (1 - noisy) / 2
-    return Goal(noise=torch.lerp(noise, mirrored.noise, weight), x0=torch.lerp(x0, mirrored.x0, weight))
