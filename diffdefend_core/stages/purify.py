@@ -66,8 +66,9 @@ MAIN_SHARE = 4
 # what a shift turns to in less noise has so many times the rows
 SIDE_SHARE = 2
 # Where a shift is removed, by alpha / sigma. The noisy end alone is not enough: a network that takes the trigger for
-# noise there hands it on to the levels below, where a deterministic sampler would paint the target after all.
-REMOVAL_SIGNALS = (0.005, 5.0)
+# noise there hands it on to the levels below, where a deterministic sampler would paint the target after all. In less
+# noise than that a suspect answers a trigger as a clean network does.
+REMOVAL_SIGNALS = (0.005, 3.0)
 
 
 @dataclass(frozen=True)
