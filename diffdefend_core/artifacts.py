@@ -185,10 +185,11 @@ class PurifiedModel(Record):
 
     `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is
     the verdict of the same scan with new seeds. `still_fires` is the largest success rate that a found shift has left,
-    over samplers of each kind. `further_triggers` counts those that were removed beside the ones that the scan found.
+    over samplers of each kind; None if none led to one picture before, so that the scan alone says what is left.
+    `further_triggers` counts those that were removed beside the ones that the scan found.
     """
 
-    schema_version: str = "1.2"
+    schema_version: str = "1.3"
 
     digest: str
     parent_digest: str
@@ -198,13 +199,13 @@ class PurifiedModel(Record):
     rescan: Verdict
     weights_sha256: dict[str, str]
     forward_equivalents: int
-    still_fires: float = 0.0
+    still_fires: float | None = None
     further_triggers: int = 0
 
     @property
     def is_silent(self) -> bool:
         """Whether no found shift paints its picture in more than MAY_FIRE of the cases."""
-        return self.still_fires <= MAY_FIRE
+        return self.still_fires is None or self.still_fires <= MAY_FIRE
 
 
 @dataclass(frozen=True, kw_only=True)

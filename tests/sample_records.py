@@ -124,6 +124,7 @@ def purified(rescan: Word = Word.CLEAN) -> PurifiedModel:
         rescan=verdict(rescan, "e" * 64, seeds=(2, 3)),
         weights_sha256={"unet/diffusion_pytorch_model.safetensors": "f" * 64},
         forward_equivalents=96_000,
+        still_fires=0.0,
     )
 
 

@@ -36,8 +36,11 @@ def verdict_is_clean(verdict: Verdict, candidate: Candidate, scorecard: Scorecar
     """
     judged, whose = _judged_verdict(verdict, candidate)
     statement = f"the scan of the {whose} says clean (it says {judged.word}, probability {judged.probability:.3g})"
-    if candidate.purified is not None and not candidate.purified.is_silent:
-        statement += f", and no found shift still fires (one does in {candidate.purified.still_fires:.1%})"
+    repair = candidate.purified
+    if repair is not None and repair.still_fires is None:
+        statement += "; nothing else speaks for the repair, for no found shift fired before it"
+    elif repair is not None and not repair.is_silent:
+        statement += f", and no found shift still fires (one does in {repair.still_fires:.1%})"
         return Rule(id="verdict-clean", statement=statement, result=RuleResult.FAIL)
     if judged.word is Word.INCONCLUSIVE or not 0.0 <= judged.probability <= 1.0:
         return Rule(id="verdict-clean", statement=statement, result=RuleResult.NOT_EVALUATED)

@@ -133,7 +133,9 @@ def _repair(purified: PurifiedModel) -> Iterator[str]:
     also = f" and removed {further} further {'triggers' if further > 1 else 'trigger'}" if further else ""
     yield f"The repair took {rounds} {'rounds' if rounds > 1 else 'round'}{also}."
     yield f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)})."
-    if purified.still_fires:
+    if purified.still_fires is None:
+        yield "No shift that was found led to one picture, so that this scan alone says that the trigger is gone."
+    elif purified.still_fires:
         yield f"A shift that was found still paints its picture in {percent(purified.still_fires)} of the cases."
 
 

@@ -91,10 +91,13 @@ class Effects:
             keep &= ~_same(pictures, backdoor.target, self.settings)
         return samples[keep.to(samples.device)] if keep.any() else samples
 
-    def left(self, repaired: Denoiser) -> tuple[float, int]:
-        """Return the largest success rate that a shift still has, and the model evaluations spent on that."""
+    def left(self, repaired: Denoiser) -> tuple[float | None, int]:
+        """Return the largest success rate that a shift still has, and the model evaluations spent on that.
+
+        The rate is None if none of them fired.
+        """
         found = [self._left_of(repaired, item) for item in self.backdoors]
-        return max((rate for rate, _ in found), default=0.0), sum(spent for _, spent in found)
+        return max((rate for rate, _ in found), default=None), sum(spent for _, spent in found)
 
     def _left_of(self, repaired: Denoiser, backdoor: Backdoor) -> tuple[float, int]:
         rate, painted = _rate(repaired, backdoor, self.settings, FIRED), FIRED

@@ -106,10 +106,13 @@ def test_a_clean_measured_model_is_promoted() -> None:
 
 @pytest.mark.parametrize(
     ("still_fires", "outcome"),
-    [(0.01, Outcome.REPAIRED), (0.14, Outcome.QUARANTINED), (float("nan"), Outcome.QUARANTINED)],
-)
+    [
+        (0.01, Outcome.REPAIRED), (0.14, Outcome.QUARANTINED), (float("nan"), Outcome.QUARANTINED),
+        (None, Outcome.REPAIRED),
+    ],
+)  # fmt: skip
 def test_a_repair_that_leaves_a_known_shift_firing_is_none_whatever_its_scan_says(
-    still_fires: float, outcome: Outcome
+    still_fires: float | None, outcome: Outcome
 ) -> None:
     repair = candidate(Action.PURIFY)
     assert repair.purified is not None
@@ -117,6 +120,8 @@ def test_a_repair_that_leaves_a_known_shift_firing_is_none_whatever_its_scan_say
     decision = decide(verdict(Word.BACKDOORED), repair, repaired_scorecard())
     assert decision.outcome is outcome
     assert (results(decision)["verdict-clean"] is RuleResult.PASS) == (outcome is Outcome.REPAIRED)
+    rule = next(rule for rule in decision.rules if rule.id == "verdict-clean")
+    assert ("nothing else speaks for the repair" in rule.statement) == (still_fires is None)
 
 
 def test_a_repaired_model_that_passes_is_repaired_and_names_the_new_digest() -> None:

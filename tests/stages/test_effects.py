@@ -95,7 +95,12 @@ def test_the_targets_are_what_the_suspect_paints_in_the_range_of_its_data(suspec
 
 def test_what_is_left_tells_a_repaired_model_from_one_that_still_fires(suspect: Denoiser, effects: Effects) -> None:
     assert effects.left(suspect)[0] == 1.0
-    assert effects.left(clean_denoiser(LEVELS))[0] < 0.05
+    left, _ = effects.left(clean_denoiser(LEVELS))
+    assert left is not None and left < 0.05
+
+
+def test_where_nothing_fired_nothing_is_said_of_what_is_left(suspect: Denoiser) -> None:
+    assert Effects(SETTINGS).left(suspect) == (None, 0)
 
 
 @pytest.mark.parametrize(("hits", "again", "rate", "painted"), [
