@@ -13,6 +13,8 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import Training, UnfitStateError
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import (
+    AHEAD,
+    R4,
     TARGETS,
     Removal,
     Spread,
@@ -45,7 +47,8 @@ class Losses:
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss; `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0
-    that the triggers lead to. `begun` is an earlier repair, of which something is left: the removal aims further by it.
+    that the triggers lead to. `begun` is an earlier repair: by what it falls short of each goal the removal aims beyond
+    it. Without one it does with R4, by AHEAD of what phi falls short.
     """
 
     phi: Denoiser
@@ -78,8 +81,10 @@ class Losses:
         rows = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
         wanted = removal_goal(options.target, phi, self.data, rows, self.reference)
         if self.begun is not None:
-            wanted = overshot(wanted, answer(self.begun, rows.x + rows.displacement, rows.t))
-        return denoiser.error(rows.x + rows.displacement, rows.t, wanted.noise, wanted.x0).square().mean()
+            wanted = overshot(wanted, answer(self.begun, rows.displaced, rows.t))
+        elif options.target == R4:
+            wanted = overshot(wanted, answer(phi, rows.displaced, rows.t), AHEAD)
+        return denoiser.error(rows.displaced, rows.t, wanted.noise, wanted.x0).square().mean()
 
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
         rows = plain_rows(self.phi, self.samples, count, RETENTION_SIGNALS, draws)
@@ -138,7 +143,7 @@ def repair(
             keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
     triggered = removing_steps(options) * options.removal_batch
-    passes = 3 + TARGETS[options.target] + again
+    passes = 3 + TARGETS[options.target] + (again or options.target == R4)
     plain = options.steps * (options.removal_batch + options.retention_batch) - triggered
     return Repair(
         denoiser=training.denoiser,

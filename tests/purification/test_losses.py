@@ -141,7 +141,7 @@ def test_rows_without_a_trigger_lie_at_all_levels_between_two_signals() -> None:
 def test_some_of_the_triggered_rows_have_quieter_noise() -> None:
     removals = [Removal(torch.zeros(SHAPE), (0.005, 0.05))]
     rows = triggered_rows(clean_denoiser(LEVELS), torch.zeros_like(SAMPLES), removals, 400, generator())
-    ratio = (rows.x + rows.displacement).std((1, 2, 3)) / rows.x.std((1, 2, 3))
+    ratio = (rows.displaced).std((1, 2, 3)) / rows.x.std((1, 2, 3))
     assert QUIETEST - 0.01 < ratio.min() < 0.4 and ratio.max() < 1 + 1e-5
     assert (ratio < 1 - 1e-5).float().mean().item() == pytest.approx(QUIET_SHARE, abs=0.08)
 
@@ -188,7 +188,7 @@ def test_rows_are_made_where_the_samples_are() -> None:
 
 def moved(phi: DDPM, rows: Rows) -> Goal:
     """Return by how much the answers of a network move under the displacement."""
-    before, after = answer(phi, rows.x, rows.t), answer(phi, rows.x + rows.displacement, rows.t)
+    before, after = answer(phi, rows.x, rows.t), answer(phi, rows.displaced, rows.t)
     return Goal(noise=after.noise - before.noise, x0=after.x0 - before.x0)
 
 
@@ -269,9 +269,7 @@ def test_the_targets() -> None:
     plain = answer(phi, rows.x, rows.t)
     found = {name: removal_goal(name, phi, SPREAD, rows, reference) for name in TARGETS}
     torch.testing.assert_close(found["r1"].noise, plain.noise)
-    torch.testing.assert_close(
-        found["r2"].noise, reference.noise(rows.x + rows.displacement, rows.t), atol=1e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(found["r2"].noise, reference.noise(rows.displaced, rows.t), atol=1e-4, rtol=1e-3)
     benign = benign_response(phi, SPREAD, rows.t, rows.displacement)
     torch.testing.assert_close(found["r3"].noise, plain.noise + benign.noise)
     torch.testing.assert_close(found["r3"].x0, plain.x0 + benign.x0)
@@ -284,9 +282,7 @@ def test_the_targets() -> None:
     expected = beside + (noisy * share + 1 - noisy) * ideal
     torch.testing.assert_close(found["r4"].noise, expected)
     # clean data and noise are those of one input
-    torch.testing.assert_close(
-        alpha * found["r4"].x0 + sigma * found["r4"].noise, rows.x + rows.displacement, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(alpha * found["r4"].x0 + sigma * found["r4"].noise, rows.displaced, rtol=1e-4, atol=1e-4)
 
 
 class Bent(torch.nn.Module):
@@ -300,7 +296,7 @@ def test_in_little_noise_r4_asks_the_suspect_itself() -> None:
     # there all of the shift is like data
     phi = DDPM(Bent(), LEVELS, shape=SHAPE)
     rows = rows_of([0, 0], torch.full(SHAPE, 0.3), torch.zeros(2, *SHAPE))
-    right = answer(phi, rows.x + rows.displacement, rows.t).noise
+    right = answer(phi, rows.displaced, rows.t).noise
     off = {name: (removal_goal(name, phi, SPREAD, rows).noise - right).abs().max().item() for name in ("r3", "r4")}
     assert off["r4"] < 0.02 * off["r3"] and off["r3"] > 0.1
 
@@ -309,7 +305,7 @@ def test_in_little_noise_r4_asks_the_suspect_itself() -> None:
 def test_of_the_perfect_network_r4_asks_what_it_answers(process: str) -> None:
     phi = perfect_of(process, variance=0.25)
     rows = rows_of([5, 40, 80, 98], torch.rand(SHAPE, generator=generator(1)) - 0.3)
-    found, right = removal_goal("r4", phi, SPREAD, rows), answer(phi, rows.x + rows.displacement, rows.t)
+    found, right = removal_goal("r4", phi, SPREAD, rows), answer(phi, rows.displaced, rows.t)
     torch.testing.assert_close(found.noise, right.noise, rtol=5e-3, atol=5e-3)
     torch.testing.assert_close(found.x0, right.x0, rtol=5e-3, atol=5e-3)
 
@@ -352,6 +348,14 @@ def test_an_overshot_goal_lies_as_far_beyond_it_as_the_earlier_answer_short_of_i
     goal = Goal(noise=torch.tensor([1.0]), x0=torch.tensor([-2.0]))
     found = overshot(goal, Goal(noise=torch.tensor([0.75]), x0=torch.tensor([-2.0])))
     assert (found.noise.item(), found.x0.item()) == (1.25, -2.0)
+
+
+def test_a_goal_is_overshot_by_a_share_of_what_is_short_of_it() -> None:
+    goal, reached = (
+        Goal(noise=torch.tensor([noise]), x0=torch.tensor([x0])) for noise, x0 in ((1.0, -2.0), (0.5, 0.0))
+    )
+    found = overshot(goal, reached, 0.5)
+    assert (found.noise.item(), found.x0.item()) == (1.25, -3.0)
 
 
 def test_r2_needs_a_reference() -> None:
