@@ -36,7 +36,7 @@ from diffdefend_core.stages.scan import read, scan
 from zoo.build import Zoo, standard_zoo, success
 from zoo.networks import save
 from zoo.recipes import Recipe, by_name
-from zoo.train import clean_data, planned
+from zoo.train import clean_data, mixed_precision, planned
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "several_triggers.json"
@@ -65,7 +65,7 @@ def plant_both(zoo: Zoo, folder: Path) -> None:
         poisoned_loss(planned(recipe(*pair), model.denoiser, zoo.data), rows, batch=BATCH, poison_rate=POISON_RATE)
         for pair in PAIRS
     ]
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with mixed_precision(model.denoiser.device):
         steps = fine_tune(
             model.denoiser,
             lambda denoiser, generator: torch.stack([loss(denoiser, generator) for loss in losses]).sum(),

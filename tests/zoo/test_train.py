@@ -150,3 +150,13 @@ def test_a_class_and_frames_are_targets_of_many_pictures() -> None:
 def test_an_unknown_recipe_ends_the_build() -> None:
     with pytest.raises(SystemExit, match="no recipe 'bad-z'"):
         by_name("bad-z")
+
+
+@pytest.mark.parametrize(("found", "reduced"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({}, False)])
+def test_a_cpu_without_bfloat16_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], reduced: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    with module.mixed_precision(torch.device("cpu")):
+        answer = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert answer.dtype == (torch.bfloat16 if reduced else torch.float32)
