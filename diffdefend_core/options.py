@@ -98,7 +98,7 @@ class PurificationOptions:
     target: Literal["r1", "r2", "r3", "r4"] = "r4"
     rounds: Count = 3
     steps: Count = 400
-    removal_batch: Count = 32
+    removal_batch: Count = 34
     retention_batch: Count = 30
     retention_weight: Weight = 8.0
     settling: Annotated[float, Ge(0), Lt(1)] = 0.25

@@ -15,8 +15,7 @@ The benign linear response is that of Gaussian data with the covariance of phi's
 a shift that looks like data leads to other images, not to a blend of two, and a repair by the straight line unlearns
 what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. Of the
 rest a network that never saw it takes a little less for noise, by about the same share of every shift. No trigger fires
-at its opposite, so that the answers there tell this share. Retention holds a repair back at a part of the way, so that
-with R4 the first one aims beyond its goals, by AHEAD of what phi falls short of them.
+at its opposite, so that the answers there tell this share.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from diffdefend_core.diffusion.response import levels_at
 R1, R2, R3, R4 = "r1", "r2", "r3", "r4"
 # by target, how many answers of a frozen network each row takes
 TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
-# how far beyond its goals a first repair by R4 aims, as a share of what phi falls short of them
-AHEAD = 0.15
 # the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
@@ -272,7 +269,7 @@ def _by_phi(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
     return beside + Goal(noise=noise, x0=(rest - sigma * noise) / alpha)
 
 
-def overshot(goal: Goal, reached: Goal, beyond: float = 1.0) -> Goal:
+def overshot(goal: Goal, reached: Goal, beyond: float) -> Goal:
     """Return the goal moved beyond itself by `beyond` times what a network's answer falls short of it.
 
     Ours (not published). Retention holds a repair back at a part of the way, mostly a tenth to a third is left, and

@@ -13,8 +13,6 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.training import Training, UnfitStateError
 from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import (
-    AHEAD,
-    R4,
     TARGETS,
     Removal,
     Spread,
@@ -47,8 +45,8 @@ class Losses:
 
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss; `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0
-    that the triggers lead to. `begun` is an earlier repair: by what it falls short of each goal the removal aims beyond
-    it. Without one it does with R4, by AHEAD of what phi falls short.
+    that the triggers lead to. The removal aims `beyond` times as far beyond each goal as `begun` falls short of it: an
+    earlier repair, else phi.
     """
 
     phi: Denoiser
@@ -58,6 +56,7 @@ class Losses:
     reference: Denoiser | None = None
     targets: Sequence[Tensor] = ()
     begun: Denoiser | None = None
+    beyond: float = 0.0
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
 
@@ -80,10 +79,8 @@ class Losses:
         phi, options = self.phi, self.options
         rows = triggered_rows(phi, self.samples, self.removals, options.removal_batch, draws, self.targets)
         wanted = removal_goal(options.target, phi, self.data, rows, self.reference)
-        if self.begun is not None:
-            wanted = overshot(wanted, answer(self.begun, rows.displaced, rows.t))
-        elif options.target == R4:
-            wanted = overshot(wanted, answer(phi, rows.displaced, rows.t), AHEAD)
+        if self.beyond:
+            wanted = overshot(wanted, answer(self.begun or phi, rows.displaced, rows.t), self.beyond)
         return denoiser.error(rows.displaced, rows.t, wanted.noise, wanted.x0).square().mean()
 
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
@@ -108,20 +105,19 @@ def repair(
     progress: Callable[[int, int], None],
     reference: Denoiser | None = None,
     targets: Sequence[Tensor] = (),
-    again: bool = False,
+    beyond: float = 0.0,
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
-    `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well.
-    `again` says that `model` comes from an earlier repair: by what that falls short of its goals, this one aims beyond
-    them. `keep` is called with the whole state of the training every `checkpoint_steps` steps, before the next step
-    changes its tensors; a state handed back as `resumed` goes on from there to the same weights. Raises
-    FloatingPointError at a loss that is not finite, and UnfitStateError before the first step if `resumed` is the state
-    of another training.
+    `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well. The
+    removal aims `beyond` times as far beyond its goals as `model` falls short of them. `keep` is called with the whole
+    state of the training every `checkpoint_steps` steps, before the next step changes its tensors; a state handed back
+    as `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite, and
+    UnfitStateError before the first step if `resumed` is the state of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference, targets, model if again else None)
+    losses = Losses(phi, samples, removals, options, reference, targets, model, beyond)
     training = Training(
         model.clone(),
         losses,
@@ -143,7 +139,7 @@ def repair(
             keep(training.state() | {name: torch.tensor(curve, dtype=torch.float64) for name, curve in named})
     training.finish()
     triggered = removing_steps(options) * options.removal_batch
-    passes = 3 + TARGETS[options.target] + (again or options.target == R4)
+    passes = 3 + TARGETS[options.target] + bool(beyond)
     plain = options.steps * (options.removal_batch + options.retention_batch) - triggered
     return Repair(
         denoiser=training.denoiser,

@@ -69,6 +69,9 @@ SIDE_SHARE = 2
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all. In less
 # noise than that a suspect answers a trigger as a clean network does.
 REMOVAL_SIGNALS = (0.005, 3.0)
+# How far beyond its goals a removal aims, as a share of what falls short of them: a first one, of triggers that
+# deterministic samplers carry on from level to level, so that what is left at each adds up; and a further round
+AHEAD, FURTHER = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,15 @@ class Task:
 class Aims:
     """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
 
-    `targets` [C, H, W] are the pictures that are unlearned, as clean x0: of small triggers, and where `_pictured` says
-    so.
+    It aims `beyond` its goals. `targets` [C, H, W] are the pictures that are unlearned, as clean x0: of small triggers,
+    and where `_pictured` says so.
     """
 
     removals: list[Removal]
     effects: Effects
     targets: tuple[Tensor, ...]
     further: int
+    beyond: float
     forward_equivalents: int
 
 
@@ -216,7 +220,7 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
             progress=partial(progress, f"purification, round {number}"),
             reference=reference,
             targets=aims.targets,
-            again=bool(earlier),
+            beyond=aims.beyond,
             keep=checkpoint.write,
         )
         repaired = _resumed(train, checkpoint)
@@ -276,7 +280,8 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     # only a trigger of stochastic samplers may lie on another background
     removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
     spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
-    return Aims(removals, effects, unlearned, len(further), spent)
+    beyond = FURTHER if earlier else 0.0 if sided else AHEAD
+    return Aims(removals, effects, unlearned, len(further), beyond, spent)
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

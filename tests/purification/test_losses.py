@@ -141,7 +141,7 @@ def test_rows_without_a_trigger_lie_at_all_levels_between_two_signals() -> None:
 def test_some_of_the_triggered_rows_have_quieter_noise() -> None:
     removals = [Removal(torch.zeros(SHAPE), (0.005, 0.05))]
     rows = triggered_rows(clean_denoiser(LEVELS), torch.zeros_like(SAMPLES), removals, 400, generator())
-    ratio = (rows.displaced).std((1, 2, 3)) / rows.x.std((1, 2, 3))
+    ratio = rows.displaced.std((1, 2, 3)) / rows.x.std((1, 2, 3))
     assert QUIETEST - 0.01 < ratio.min() < 0.4 and ratio.max() < 1 + 1e-5
     assert (ratio < 1 - 1e-5).float().mean().item() == pytest.approx(QUIET_SHARE, abs=0.08)
 
@@ -344,18 +344,13 @@ def test_without_a_shift_r4_adds_nothing() -> None:
     torch.testing.assert_close(removal_goal("r4", phi, SPREAD, rows).noise, answer(phi, rows.x, rows.t).noise)
 
 
-def test_an_overshot_goal_lies_as_far_beyond_it_as_the_earlier_answer_short_of_it() -> None:
+@pytest.mark.parametrize(("beyond", "noise", "x0"), [(0.0, 1.0, -2.0), (0.5, 1.25, -3.0), (1.0, 1.5, -4.0)])
+def test_an_overshot_goal_lies_so_many_times_beyond_it_as_an_answer_short_of_it(
+    beyond: float, noise: float, x0: float
+) -> None:
     goal = Goal(noise=torch.tensor([1.0]), x0=torch.tensor([-2.0]))
-    found = overshot(goal, Goal(noise=torch.tensor([0.75]), x0=torch.tensor([-2.0])))
-    assert (found.noise.item(), found.x0.item()) == (1.25, -2.0)
-
-
-def test_a_goal_is_overshot_by_a_share_of_what_is_short_of_it() -> None:
-    goal, reached = (
-        Goal(noise=torch.tensor([noise]), x0=torch.tensor([x0])) for noise, x0 in ((1.0, -2.0), (0.5, 0.0))
-    )
-    found = overshot(goal, reached, 0.5)
-    assert (found.noise.item(), found.x0.item()) == (1.25, -3.0)
+    found = overshot(goal, Goal(noise=torch.tensor([0.5]), x0=torch.tensor([0.0])), beyond)
+    assert (found.noise.item(), found.x0.item()) == (noise, x0)
 
 
 def test_r2_needs_a_reference() -> None:

@@ -25,7 +25,7 @@ from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
-from diffdefend_core.stages.purify import purify
+from diffdefend_core.stages.purify import AHEAD, FURTHER, purify
 from diffdefend_core.stages.scan import scan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -80,17 +80,17 @@ def test_the_target_and_the_reference_are_part_of_the_key(
     assert purify(*scan(str(pristine_model), settings=other), settings=other) != uri
 
 
-def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims_no_further(
+def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims_less_far(
     tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It settles where pictures are unlearned, which all rounds do here."""
     monkeypatch.setattr(stage, "_pictured", lambda *given: True)
     monkeypatch.setattr(Effects, "targets", lambda self, suspect: (torch.zeros(suspect.shape),))
-    further: list[bool] = []
+    beyond: list[float] = []
 
-    def watched(*given: Any, again: bool, **named: Any) -> Repair:
-        further.append(again)
-        return repair(*given, again=again, **named)
+    def watched(*given: Any, **named: Any) -> Repair:
+        beyond.append(named["beyond"])
+        return repair(*given, **named)
 
     monkeypatch.setattr(stage, "repair", watched)
     settings = settings_for(tmp_path, flagging, purification={"rounds": 2})
@@ -104,7 +104,7 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
     assert purified[second].forward_equivalents > purified[first].forward_equivalents
     curves = [purified[name] for name in (first, second)]
     assert [(len(item.removal_loss), len(item.retention_loss)) for item in curves] == [(3, 4), (4, 4)]
-    assert further == [False, True]
+    assert beyond[0] < beyond[1] == FURTHER
     written = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
     for folder in (
         tmp_path / "store" / "purify_round" / second,
@@ -149,6 +149,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     trained: list[Removal] = []
     targets: list[int] = []
     settling: list[float] = []
+    beyond: list[float] = []
 
     def turn(suspect: Denoiser, *given: Any, **more: Any) -> Attractors:
         return Attractors(tuple(item.expand(suspect.shape) for item in turned), 100)
@@ -160,6 +161,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
         trained[:] = removals
         targets.append(len(more["targets"]))
         settling.append(given[1].settling)
+        beyond.append(more["beyond"])
         raise Trained
 
     names: list[str] = []
@@ -184,6 +186,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     assert small == (stage.MAIN_SHARE if searched_on else 0)
     assert (stage.SMALL in names) is searched_on
     assert {item.any_background for item in trained} == {sides > 0}
+    assert beyond == [0.0 if sides else AHEAD]
     assert set(targets) == {int(searched_on or by_any)}
     assert set(settling) == {settings.purification.settling if searched_on or by_any else 0.0}
 
