@@ -13,7 +13,8 @@ ours (not published) |
 
 The benign linear response is that of Gaussian data with the covariance of phi's own samples. Real data is no Gaussian:
 a shift that looks like data leads to other images, not to a blend of two, and a repair by the straight line unlearns
-what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. Of the
+what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. A small
+one may be little else than that (InviBackdoor), and is left to the straight line. Of the
 rest a network that never saw it takes a little less for noise, by about the same share of every shift. No trigger fires
 at its opposite, so that the answers there tell this share.
 """
@@ -49,25 +50,28 @@ class Removal:
     """A shift tau [C, H, W] to be removed, and the signals alpha / sigma (low, high) between which it acts.
 
     `any_background` says that the true trigger may lie on another background than the found one: an attack that puts
-    the training image behind its trigger adds something else to the noise (BadDiffusion).
+    the training image behind its trigger adds something else to the noise (BadDiffusion). `small` says that the
+    trigger fires at a small norm, so that what of it looks like data may fire as well.
     """
 
     shift: Tensor
     signals: tuple[float, float]
     any_background: bool = False
+    small: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows at levels t [N]: x_t before any trigger, and what displaces it, all [N, C, H, W].
 
-    That is the trigger, and a rest: noise that is taken away, and the way to a picture.
+    That is the trigger, and a rest: noise that is taken away, and the way to a picture. `small` [N] is that of Removal.
     """
 
     x: Tensor
     t: Tensor
     trigger: Tensor
     rest: Tensor
+    small: Tensor
 
     @property
     def displacement(self) -> Tensor:
@@ -133,7 +137,8 @@ def plain_rows(
     t = torch.randint(low, high + 1, (count,), generator=generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    return Rows(x=x, t=t.to(x.device), trigger=torch.zeros_like(x), rest=torch.zeros_like(x))
+    nothing, small = torch.zeros_like(x), torch.zeros(count, dtype=torch.bool, device=x.device)
+    return Rows(x=x, t=t.to(x.device), trigger=nothing, rest=nothing, small=small)
 
 
 def triggered_rows(
@@ -169,7 +174,8 @@ def triggered_rows(
     x, t = phi.diffuse(x0, t, eps.to(x0)), t.to(x0.device)
     if targets:
         trigger, rest = _towards(phi, targets, x0, t, (trigger, rest), generator)
-    return Rows(x=x, t=t, trigger=trigger, rest=rest)
+    small = torch.tensor([item.small for item in drawn], device=x0.device)
+    return Rows(x=x, t=t, trigger=trigger, rest=rest, small=small)
 
 
 def _towards(
@@ -254,19 +260,21 @@ def _by_the_law(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
 def _by_phi(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
     """Return what R4 asks at x_t + trigger.
 
-    With c the part of the trigger that the law takes for data, phi answers at x_t + c. The rest r = trigger - c adds
+    With c the part of the trigger that the law takes for data, phi answers at x_t + c; of small triggers it answers at
+    x_t, and c is added. The rest r = trigger - c adds
     its benign noise, 1 - w (1 - share) times with w = sigma_t^2 / (alpha_t^2 + sigma_t^2). `share` is the least-squares
     scale of what phi takes away for -r on that, one for all rows, weighted with w.
     """
     alpha, sigma = phi.levels.at(rows.t, rows.x)
     like_data = alpha * benign_response(phi, data, rows.t, rows.trigger).x0
-    x, rest = rows.x + like_data, rows.trigger - like_data
+    added = like_data * rows.small.view(-1, 1, 1, 1)
+    x, rest = rows.x + like_data - added, rows.trigger - like_data
     beside, opposite = answer(phi, x, rows.t), answer(phi, x - rest, rows.t)
     benign, noisy = benign_response(phi, data, rows.t, rest).noise, sigma**2 / (alpha**2 + sigma**2)
     along, size = (noisy * benign * noise for noise in (beside.noise - opposite.noise, benign))
     share = (along.sum() / size.sum().clamp(min=1e-12)).clamp(0, 1)
     noise = (1 - noisy * (1 - share)) * benign
-    return beside + Goal(noise=noise, x0=(rest - sigma * noise) / alpha)
+    return beside + Goal(noise=noise, x0=(added + rest - sigma * noise) / alpha)
 
 
 def overshot(goal: Goal, reached: Goal, beyond: float) -> Goal:

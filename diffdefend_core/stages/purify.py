@@ -277,8 +277,9 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     effects += tried
     unlearned = effects.targets(suspect) if tried.firing or _pictured(suspect, effects, earlier) else ()
     shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
-    # only a trigger of stochastic samplers may lie on another background
-    removals = [Removal(shift, REMOVAL_SIGNALS, any_background=sided) for shift in shifts]
+    # only a trigger of stochastic samplers may lie on another background, and a small one is small in all its shapes
+    kind = {"any_background": sided, "small": bool(tried.firing)}
+    removals = [Removal(shift, REMOVAL_SIGNALS, **kind) for shift in shifts]
     spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
     beyond = FURTHER if earlier else 0.0 if sided else AHEAD
     return Aims(removals, effects, unlearned, len(further), beyond, spent)

@@ -56,13 +56,14 @@ def drawn(signals: tuple[float, float], count: int = 64, triggers: Tensor = TRIG
     return triggered_rows(clean_denoiser(LEVELS), SAMPLES, removals, count, generator())
 
 
-def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None) -> Rows:
+def rows_of(t: list[int], displacement: Tensor, x: Tensor | None = None, small: bool = False) -> Rows:
     shape = (len(t), *SHAPE)
     return Rows(
         x=torch.randn(shape, generator=generator()) if x is None else x,
         t=torch.tensor(t),
         trigger=displacement.expand(shape),
         rest=torch.zeros(shape),
+        small=torch.full((len(t),), small),
     )
 
 
@@ -263,9 +264,10 @@ def test_an_answer_holds_noise_and_clean_data_of_one_input(process: str) -> None
     torch.testing.assert_close(alpha * found.x0 + sigma * found.noise, rows.x, rtol=1e-4, atol=1e-4)
 
 
-def test_the_targets() -> None:
+@pytest.mark.parametrize("small", [False, True])
+def test_the_targets(small: bool) -> None:
     phi, reference = small_denoiser(LEVELS), clean_denoiser(LEVELS)
-    rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)))
+    rows = rows_of([5, 80, 160, 249], torch.rand(SHAPE, generator=generator(1)), small=small)
     plain = answer(phi, rows.x, rows.t)
     found = {name: removal_goal(name, phi, SPREAD, rows, reference) for name in TARGETS}
     torch.testing.assert_close(found["r1"].noise, plain.noise)
@@ -276,7 +278,8 @@ def test_the_targets() -> None:
     alpha, sigma = (curve[rows.t].float().view(-1, 1, 1, 1) for curve in (LEVELS.alpha, LEVELS.sigma))
     like_data = alpha * benign.x0
     rest = rows.displacement - like_data
-    beside, opposite = (answer(phi, rows.x + shift, rows.t).noise for shift in (like_data, like_data - rest))
+    asked = torch.zeros_like(rest) if small else like_data
+    beside, opposite = (answer(phi, rows.x + shift, rows.t).noise for shift in (asked, asked - rest))
     noisy, ideal = sigma**2 / (alpha**2 + sigma**2), benign_response(phi, SPREAD, rows.t, rest).noise
     share = ((noisy * ideal * (beside - opposite)).sum() / (noisy * ideal**2).sum()).clamp(0, 1)
     expected = beside + (noisy * share + 1 - noisy) * ideal
@@ -299,6 +302,13 @@ def test_in_little_noise_r4_asks_the_suspect_itself() -> None:
     right = answer(phi, rows.displaced, rows.t).noise
     off = {name: (removal_goal(name, phi, SPREAD, rows).noise - right).abs().max().item() for name in ("r3", "r4")}
     assert off["r4"] < 0.02 * off["r3"] and off["r3"] > 0.1
+
+
+def test_only_rows_of_small_triggers_are_small() -> None:
+    removals = [Removal(TRIGGERS[0], (0.05, 0.6)), Removal(torch.zeros(SHAPE), (0.05, 0.6), small=True)]
+    rows = triggered_rows(clean_denoiser(LEVELS), SAMPLES, removals, 64, generator())
+    assert torch.equal(rows.small, rows.trigger.abs().amax((1, 2, 3)) == 0) and 0 < rows.small.sum() < 64
+    assert not plain_rows(clean_denoiser(LEVELS), SAMPLES, 8, (0.05, 0.6), generator()).small.any()
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -185,6 +185,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     searched_on = sides + firing == 0  # at a small norm: what has no sides and does not fire
     assert small == (stage.MAIN_SHARE if searched_on else 0)
     assert (stage.SMALL in names) is searched_on
+    assert {item.small for item in trained} == {searched_on}
     assert {item.any_background for item in trained} == {sides > 0}
     assert beyond == [0.0 if sides else AHEAD]
     assert set(targets) == {int(searched_on or by_any)}
