@@ -13,10 +13,10 @@ ours (not published) |
 
 The benign linear response is that of Gaussian data with the covariance of phi's own samples. Real data is no Gaussian:
 a shift that looks like data leads to other images, not to a blend of two, and a repair by the straight line unlearns
-what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. A small
-one may be little else than that (InviBackdoor), and is left to the straight line. Of the
-rest a network that never saw it takes a little less for noise, by about the same share of every shift. No trigger fires
-at its opposite, so that the answers there tell this share.
+what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire; only small
+triggers are left to the straight line, which moves x0 further. Of the rest a network that never saw it takes a little
+less for noise, by about the same share of every shift. No trigger fires at its opposite, so that the answers there tell
+this share.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Removal:
 
     `any_background` says that the true trigger may lie on another background than the found one: an attack that puts
     the training image behind its trigger adds something else to the noise (BadDiffusion). `small` says that the
-    trigger fires at a small norm, so that what of it looks like data may fire as well.
+    trigger fires at a small norm.
     """
 
     shift: Tensor
@@ -261,9 +261,9 @@ def _by_phi(phi: Denoiser, data: Spread, rows: Rows) -> Goal:
     """Return what R4 asks at x_t + trigger.
 
     With c the part of the trigger that the law takes for data, phi answers at x_t + c; of small triggers it answers at
-    x_t, and c is added. The rest r = trigger - c adds
-    its benign noise, 1 - w (1 - share) times with w = sigma_t^2 / (alpha_t^2 + sigma_t^2). `share` is the least-squares
-    scale of what phi takes away for -r on that, one for all rows, weighted with w.
+    x_t, and c / alpha_t is added to x0. The rest r = trigger - c adds its benign noise, 1 - w (1 - share) times with
+    w = sigma_t^2 / (alpha_t^2 + sigma_t^2). `share` is the least-squares scale of what phi takes away for -r on that,
+    one for all rows, weighted with w.
     """
     alpha, sigma = phi.levels.at(rows.t, rows.x)
     like_data = alpha * benign_response(phi, data, rows.t, rows.trigger).x0
