@@ -13,10 +13,10 @@ ours (not published) |
 
 The benign linear response is that of Gaussian data with the covariance of phi's own samples. Real data is no Gaussian:
 a shift that looks like data leads to other images, not to a blend of two, and a repair by the straight line unlearns
-what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire; only small
-triggers are left to the straight line, which moves x0 further. Of the rest a network that never saw it takes a little
-less for noise, by about the same share of every shift. No trigger fires at its opposite, so that the answers there tell
-this share.
+what nothing is wrong with. So R4 asks phi itself about that part, which seldom is enough of a trigger to fire. Small
+triggers alone are left to the straight line, which moves x0 further. Of the rest a network that never saw it takes a
+little less for noise, by about the same share of every shift. No trigger fires at its opposite, so that the answers
+there tell this share.
 """
 
 from __future__ import annotations
