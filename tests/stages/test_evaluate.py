@@ -138,7 +138,8 @@ def test_a_mean_and_a_covariance_are_a_reference_for_the_fid(kept: Kept, tmp_pat
     np.savez(tmp_path / "m.npz", mu=features.mean(0), sigma=np.cov(features.T), extractor="digits-cnn-v1")
     whole, bare = (kept.card(reference=str(tmp_path / name)) for name in ("whole.npz", "m.npz"))
     assert bare.before.keys() == {"fid"}
-    assert bare.before["fid"].value == pytest.approx(whole.before["fid"].value, rel=1e-9)
+    # fewer images than dimensions: an eigenvalue of 0 is known to 1e-16, its root to 1e-8
+    assert bare.before["fid"].value == pytest.approx(whole.before["fid"].value, rel=1e-7)
     assert any("KID, precision and recall need features" in note for note in bare.notes)
 
 
