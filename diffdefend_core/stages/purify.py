@@ -7,8 +7,9 @@ it from the last checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +91,34 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Aims:
-    """What a round removes, each as often as it counts; what it does; the further triggers among it, and the cost.
+class Suspect:
+    """The flagged model in `folder`, `samples` of its own [M, C, H, W], and what all rounds remove of it.
 
-    It aims `beyond` its goals. `targets` [C, H, W] are the pictures that are unlearned, as clean x0: of small triggers,
-    and where `_pictured` says so.
+    Those are `shifts` [C, H, W], each as often as it counts, `further` of them triggers that the scan did not find;
+    `effects` is what they do. They are `small` in all their shapes, or `sided`, or neither.
+    """
+
+    denoiser: Denoiser
+    folder: Path
+    samples: Tensor
+    shifts: list[Tensor]
+    effects: Effects
+    small: bool
+    sided: bool
+    further: int
+    forward_equivalents: int
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What one round removes, how far `beyond` its goals it aims, and the pictures that it unlearns.
+
+    `targets` [C, H, W] are clean x0: those of small triggers, and where `_pictured` says so.
     """
 
     removals: list[Removal]
-    effects: Effects
     targets: tuple[Tensor, ...]
-    further: int
     beyond: float
-    forward_equivalents: int
 
 
 def purify(
@@ -180,58 +196,62 @@ def _last_round(task: Task) -> str:
     Return the URI of the last round.
     """
     done: list[str] = []
-    for number in range(1, task.settings.purification.rounds + 1):
-        previous = (parent(ROUND, done[-1]),) if done else ()
-        parents, options = task.parents + previous, {**task.options, "round": number}
+    with ExitStack() as opened:
 
-        def work(folder: Path, number: int = number, key: str = key_of(ROUND, parents, options)) -> None:
-            with refusing_overflow():
-                _round(task, number, tuple(done), Checkpoint(task.settings.store, key), folder)
+        @cache
+        def suspect() -> Suspect:  # asked once, by the first round that is not done yet
+            return _suspect(task, opened.enter_context(fetched(task.model_uri, "model/")) / "model")
 
-        done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
-        purified = read_record(PurifiedModel, done[-1], "purified")
-        if purified.rescan.word is Word.CLEAN and purified.is_silent:
-            break
+        for number in range(1, task.settings.purification.rounds + 1):
+            previous = (parent(ROUND, done[-1]),) if done else ()
+            parents, options = task.parents + previous, {**task.options, "round": number}
+
+            def work(folder: Path, number: int = number, key: str = key_of(ROUND, parents, options)) -> None:
+                with refusing_overflow():
+                    _round(task, suspect(), number, tuple(done), Checkpoint(task.settings.store, key), folder)
+
+            done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
+            purified = read_record(PurifiedModel, done[-1], "purified")
+            if purified.rescan.word is Word.CLEAN and purified.is_silent:
+                break
     return done[-1]
 
 
-def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path) -> None:
+def _round(
+    task: Task, suspect: Suspect, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path
+) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
     Where pictures are unlearned the first one settles. What settles answers a little more evenly again, and a later
     round is there because too much was left.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
-    reference = _trusted_reference(task)
-    with fetched(task.model_uri, "model/") as source:
-        suspect = open_denoiser(source / "model", settings.device, settings.adapter)
-        check_repairable(suspect, source / "model", settings.adapter)
-        samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, progress)
-        aims = _aims(task, suspect, samples, earlier)
-        settled = options.settling if number == 1 and aims.targets else 0.0
-        train = partial(
-            repair,
-            fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect,
-            suspect,
-            aims.removals,
-            aims.effects.without_targets(suspect, samples),
-            replace(options, steps=options.steps * (1 + aims.further), settling=settled),
-            seed=settings.seed + number,
-            progress=partial(progress, f"purification, round {number}"),
-            reference=reference,
-            targets=aims.targets,
-            beyond=aims.beyond,
-            keep=checkpoint.write,
-        )
-        repaired = _resumed(train, checkpoint)
-        contents = save_model(repaired.denoiser, source / "model", folder / "model", settings.adapter)
+    reference, aims = _trusted_reference(task), _aims(suspect, earlier)
+    settled = options.settling if number == 1 and aims.targets else 0.0
+    train = partial(
+        repair,
+        fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect.denoiser,
+        suspect.denoiser,
+        aims.removals,
+        suspect.effects.without_targets(suspect.denoiser, suspect.samples),
+        replace(options, steps=options.steps * (1 + suspect.further), settling=settled),
+        seed=settings.seed + number,
+        progress=partial(progress, f"purification, round {number}"),
+        reference=reference,
+        targets=aims.targets,
+        beyond=aims.beyond,
+        keep=checkpoint.write,
+    )
+    repaired = _resumed(train, checkpoint)
+    contents = save_model(repaired.denoiser, suspect.folder, folder / "model", settings.adapter)
     saved = open_denoiser(folder / "model", settings.device, settings.adapter)
     digest = content_digest(contents.files)
     inversion, verdict = _scan(saved, digest, task, settings.seed + number * RESCAN_SEED, reference)
-    spent = repaired.forward_equivalents + verdict.forward_equivalents + options.own_samples * options.own_steps
-    still_fires, fired = aims.effects.left(saved)
-    spent += aims.forward_equivalents + fired
-    before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents if earlier else 0
+    still_fires, fired = suspect.effects.left(saved)
+    spent = repaired.forward_equivalents + verdict.forward_equivalents + fired
+    before = suspect.forward_equivalents
+    if earlier:
+        before = read_record(PurifiedModel, earlier[-1], "purified").forward_equivalents
     purified = PurifiedModel(
         digest=digest,
         parent_digest=task.model.digest,
@@ -242,20 +262,23 @@ def _round(task: Task, number: int, earlier: tuple[str, ...], checkpoint: Checkp
         weights_sha256=contents.weights_sha256,
         forward_equivalents=before + spent,
         still_fires=still_fires,
-        further_triggers=aims.further,
+        further_triggers=suspect.further,
     )
     write_record(folder, "purified", purified)
     (folder / RESCAN).mkdir()
     write_inversion(folder / RESCAN, inversion)
 
 
-def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ...]) -> Aims:
-    """Return what a round removes: what the scan and all earlier rescans found, and what else fires."""
-    settings, best = task.settings, _best(task.trigger_uri)
+def _suspect(task: Task, folder: Path) -> Suspect:
+    """Return the model in `folder` and what is to be removed of it: what the scan found, and what else fires."""
+    settings, options, best = task.settings, task.settings.purification, _best(task.trigger_uri)
+    denoiser = open_denoiser(folder, settings.device, settings.adapter)
+    check_repairable(denoiser, folder, settings.adapter)
+    samples = own_samples(denoiser, options.own_samples, options.own_steps, settings.seed + 2, task.progress)
     found = _once(_outstanding(task.trigger_uri), best)
-    turned = attractors(suspect, samples, settings.inversion, seed=settings.seed)
+    turned = attractors(denoiser, samples, settings.inversion, seed=settings.seed)
     others = _unlike(turned.shifts, found)
-    effects = Effects.of(suspect, found | others, settings)
+    effects = Effects.of(denoiser, found | others, settings)
     further = {name: shift for name, shift in others.items() if name in effects.firing}
     main = effects.firing or (best,)
     shares = {name: MAIN_SHARE if name in main else 1 for name in found}
@@ -264,25 +287,40 @@ def _aims(task: Task, suspect: Denoiser, samples: Tensor, earlier: tuple[str, ..
     shifts = [shift for name, shift in (found | further).items() for _ in range(shares[name])]
     # what is left of a patch is its target, not a side of it
     turning = [shift for name, shift in (found | further).items() if name in main and not is_patch(shift)]
-    sides = [in_less_noise(suspect, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
+    sides = [in_less_noise(denoiser, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
     shifts += [shift for side in sides for shift in side.shifts for _ in range(SIDE_SHARE)]
     sided = bool(sides) and all(side.shifts for side in sides)  # the triggers of deterministic samplers have none
     small, tried = Attractors((), 0), Effects(settings)
     if turning and not sided and not effects.firing:  # a large shift may lead to one picture on both sides
-        small = painting_most(suspect, samples, turning[0], settings.inversion, seed=settings.seed)
+        small = painting_most(denoiser, samples, turning[0], settings.inversion, seed=settings.seed)
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
-        tried = Effects.of(suspect, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
+        tried = Effects.of(denoiser, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects += tried
-    unlearned = effects.targets(suspect) if tried.firing or _pictured(suspect, effects, earlier) else ()
-    shifts += [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
-    # only a trigger of stochastic samplers may lie on another background, and a small one is small in all its shapes
-    kind = {"any_background": sided, "small": bool(tried.firing)}
-    removals = [Removal(shift, REMOVAL_SIGNALS, **kind) for shift in shifts]
-    spent = effects.cost(suspect) + sum(item.forward_equivalents for item in (turned, small, *sides))
-    beyond = FURTHER if earlier else 0.0 if sided else AHEAD
-    return Aims(removals, effects, unlearned, len(further), beyond, spent)
+    searched = sum(item.forward_equivalents for item in (turned, small, *sides))
+    return Suspect(
+        denoiser=denoiser,
+        folder=folder,
+        samples=samples,
+        shifts=shifts,
+        effects=effects,
+        small=bool(tried.firing),
+        sided=sided,
+        further=len(further),
+        forward_equivalents=options.own_samples * options.own_steps + searched + effects.cost(denoiser),
+    )
+
+
+def _aims(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
+    """Return what a round removes: that of all rounds, and what the rescans of earlier ones found."""
+    pictured = suspect.small or _pictured(suspect.denoiser, suspect.effects, earlier)
+    targets = suspect.effects.targets(suspect.denoiser) if pictured else ()
+    shifts = suspect.shifts + [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
+    # only a trigger of stochastic samplers may lie on another background
+    kind = {"any_background": suspect.sided, "small": suspect.small}
+    beyond = FURTHER if earlier else 0.0 if suspect.sided else AHEAD
+    return Aims([Removal(shift, REMOVAL_SIGNALS, **kind) for shift in shifts], targets, beyond)
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

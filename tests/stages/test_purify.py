@@ -25,7 +25,7 @@ from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
-from diffdefend_core.stages.purify import AHEAD, FURTHER, purify
+from diffdefend_core.stages.purify import AHEAD, FURTHER, Suspect, _suspect, purify
 from diffdefend_core.stages.scan import scan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -87,12 +87,18 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
     monkeypatch.setattr(stage, "_pictured", lambda *given: True)
     monkeypatch.setattr(Effects, "targets", lambda self, suspect: (torch.zeros(suspect.shape),))
     beyond: list[float] = []
+    asked: list[Suspect] = []
 
     def watched(*given: Any, **named: Any) -> Repair:
         beyond.append(named["beyond"])
         return repair(*given, **named)
 
+    def asking(*given: Any) -> Suspect:
+        asked.append(_suspect(*given))
+        return asked[-1]
+
     monkeypatch.setattr(stage, "repair", watched)
+    monkeypatch.setattr(stage, "_suspect", asking)
     settings = settings_for(tmp_path, flagging, purification={"rounds": 2})
     scanned = scan(str(pristine_model), settings=settings)
     uri = purify(*scanned, settings=settings)
@@ -101,7 +107,9 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
     purified = {item.name: read_record(PurifiedModel, f"file://{item}/", "purified") for item in rounds}
     first, second = sorted(purified, key=lambda name: purified[name].rounds)
     assert [purified[name].rounds for name in (first, second)] == [1, 2]
-    assert purified[second].forward_equivalents > purified[first].forward_equivalents
+    spent = [purified[name].forward_equivalents for name in (first, second)]
+    assert len(asked) == 1  # both rounds know it
+    assert spent[0] > spent[1] - spent[0] > 0
     curves = [purified[name] for name in (first, second)]
     assert [(len(item.removal_loss), len(item.retention_loss)) for item in curves] == [(3, 4), (4, 4)]
     assert beyond[0] < beyond[1] == FURTHER
