@@ -130,15 +130,21 @@ def _level(x: Tensor) -> Tensor:
 
 
 def plain_rows(
-    phi: Denoiser, samples: Tensor, count: int, signals: tuple[float, float], generator: torch.Generator
+    phi: Denoiser, samples: Tensor, signals: Sequence[tuple[float, float]], generator: torch.Generator
 ) -> Rows:
-    """Return rows without a trigger, of clean `samples` [M, C, H, W] at levels between two signals."""
-    low, high = sorted(levels_at(phi.levels, signals))
-    t = torch.randint(low, high + 1, (count,), generator=generator)
-    x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
+    """Return a row without a trigger for each two of the `signals`, of clean `samples` [M, C, H, W], between them."""
+    t = _between(phi, signals, generator)
+    x0 = samples[torch.randint(len(samples), (len(t),), generator=generator).to(samples.device)]
     x = phi.diffuse(x0, t, torch.randn(x0.shape, generator=generator).to(x0))
-    nothing, small = torch.zeros_like(x), torch.zeros(count, dtype=torch.bool, device=x.device)
+    nothing, small = torch.zeros_like(x), torch.zeros(len(t), dtype=torch.bool, device=x.device)
     return Rows(x=x, t=t.to(x.device), trigger=nothing, rest=nothing, small=small)
+
+
+def _between(phi: Denoiser, signals: Sequence[tuple[float, float]], generator: torch.Generator) -> Tensor:
+    """Return levels [N], drawn evenly from those between each two of the N signals."""
+    ends = torch.tensor([sorted(levels_at(phi.levels, pair)) for pair in signals])
+    t = ends[:, 0] + (torch.rand(len(ends), generator=generator) * (ends[:, 1] - ends[:, 0] + 1)).long()
+    return torch.minimum(t, ends[:, 1])
 
 
 def triggered_rows(
@@ -159,9 +165,7 @@ def triggered_rows(
     rows are therefore displaced to one of them, by alpha_t U[0, 1] (target - x0), and BARE of these by nothing else.
     """
     drawn = [removals[number] for number in torch.randint(len(removals), (count,), generator=generator).tolist()]
-    ends = torch.tensor([sorted(levels_at(phi.levels, item.signals)) for item in drawn])
-    t = ends[:, 0] + (torch.rand(count, generator=generator) * (ends[:, 1] - ends[:, 0] + 1)).long()
-    t = torch.minimum(t, ends[:, 1])
+    t = _between(phi, [item.signals for item in drawn], generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     eps = torch.randn(x0.shape, generator=generator)
     free = torch.tensor([item.any_background for item in drawn])

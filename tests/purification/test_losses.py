@@ -129,10 +129,11 @@ def test_rows_lie_where_their_trigger_acts() -> None:
     assert (quiet_or_not[in_noise] > 0).float().mean() > 0.8 > 0.2 > (quiet_or_not[~in_noise] > 0).float().mean()
 
 
-def test_rows_without_a_trigger_lie_at_all_levels_between_two_signals() -> None:
-    rows = plain_rows(clean_denoiser(LEVELS), SAMPLES, 400, (0.05, 0.5), generator())
-    last, first = levels_at(LEVELS, (0.05, 0.5))
-    assert rows.t.min() == first and rows.t.max() == last
+def test_rows_without_a_trigger_lie_at_all_levels_between_their_signals() -> None:
+    rows = plain_rows(clean_denoiser(LEVELS), SAMPLES, [(0.05, 0.5)] * 400 + [(0.5, 2.0)] * 200, generator())
+    last, middle, first = levels_at(LEVELS, (0.05, 0.5, 2.0))
+    assert rows.t[:400].min() == middle and rows.t[:400].max() == last
+    assert rows.t[400:].min() == first and rows.t[400:].max() == middle
     assert not rows.displacement.any()
     alpha, sigma = LEVELS.at(rows.t, rows.x)
     expected = ((0.25 * alpha**2 + sigma**2).sqrt()).mean().item()
@@ -182,7 +183,7 @@ def test_rows_are_made_where_the_samples_are() -> None:
     for rows in (
         triggered_rows(phi, samples, [Removal(TRIGGERS[0], (0.005, 0.6))], 4, generator()),
         triggered_rows(phi, samples, [Removal(TRIGGERS[0], (0.005, 0.6))], 4, generator(), (torch.ones(SHAPE),)),
-        plain_rows(phi, samples, 4, (0.005, 0.6), generator()),
+        plain_rows(phi, samples, [(0.005, 0.6)] * 4, generator()),
     ):
         assert {tensor.device.type for tensor in (rows.x, rows.t, rows.displacement)} == {"meta"}
 
@@ -308,7 +309,7 @@ def test_only_rows_of_small_triggers_are_small() -> None:
     removals = [Removal(TRIGGERS[0], (0.05, 0.6)), Removal(torch.zeros(SHAPE), (0.05, 0.6), small=True)]
     rows = triggered_rows(clean_denoiser(LEVELS), SAMPLES, removals, 64, generator())
     assert torch.equal(rows.small, rows.trigger.abs().amax((1, 2, 3)) == 0) and 0 < rows.small.sum() < 64
-    assert not plain_rows(clean_denoiser(LEVELS), SAMPLES, 8, (0.05, 0.6), generator()).small.any()
+    assert not plain_rows(clean_denoiser(LEVELS), SAMPLES, [(0.05, 0.6)] * 8, generator()).small.any()
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -138,6 +138,18 @@ def test_the_last_steps_have_no_trigger_and_are_counted_so() -> None:
     assert found.forward_equivalents == sum(spent) + 2 * (2 * 6 + 2 * 6)
 
 
+def test_most_rows_without_a_trigger_lie_where_pictures_are_decided() -> None:
+    levels: list[Tensor] = []
+    model = small_denoiser(LEVELS)
+    model.network.register_forward_hook(lambda module, given, answer: levels.append(given[1]))
+    repaired(model, TRIGGER, PurificationOptions(steps=40, removal_batch=10, retention_batch=20, settling=0.975))
+    signal = torch.stack([LEVELS.alpha[t] / LEVELS.sigma[t] for t in levels if len(t) == 30])
+    assert signal.shape == (39 * 2, 30)
+    content = (signal > 0.098) & (signal < 1.02)
+    assert (content.sum(1) >= 24).all() and content.float().mean() < 0.95
+    assert signal.min() < 0.02 and signal.max() > 10
+
+
 @pytest.mark.parametrize("beyond", [0.1, 1.0])
 def test_a_repair_that_aims_beyond_its_goals_asks_the_network_that_it_begins_with(beyond: float) -> None:
     suspect = planted()
