@@ -208,7 +208,9 @@ def _last_round(task: Task) -> str:
 
             def work(folder: Path, number: int = number, key: str = key_of(ROUND, parents, options)) -> None:
                 with refusing_overflow():
-                    _round(task, suspect(), number, tuple(done), Checkpoint(task.settings.store, key), folder)
+                    reference = _trusted_reference(task)  # refused before anything is asked of the suspect
+                    checkpoint = Checkpoint(task.settings.store, key)
+                    _round(task, suspect(), reference, number, tuple(done), checkpoint, folder)
 
             done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
             purified = read_record(PurifiedModel, done[-1], "purified")
@@ -218,7 +220,13 @@ def _last_round(task: Task) -> str:
 
 
 def _round(
-    task: Task, suspect: Suspect, number: int, earlier: tuple[str, ...], checkpoint: Checkpoint, folder: Path
+    task: Task,
+    suspect: Suspect,
+    reference: Denoiser | None,
+    number: int,
+    earlier: tuple[str, ...],
+    checkpoint: Checkpoint,
+    folder: Path,
 ) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
@@ -226,7 +234,7 @@ def _round(
     round is there because too much was left.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
-    reference, aims = _trusted_reference(task), _aims(suspect, earlier)
+    aims = _aims(suspect, earlier)
     settled = options.settling if number == 1 and aims.targets else 0.0
     train = partial(
         repair,

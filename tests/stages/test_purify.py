@@ -60,8 +60,9 @@ def test_r2_without_a_reference_is_refused(place: Path, flagging: str, pristine_
 
 
 def test_r2_refuses_a_reference_that_its_own_scan_does_not_call_clean(
-    place: Path, flagging: str, pristine_model: Path, reference: Path
+    place: Path, flagging: str, pristine_model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stage, "_suspect", lambda *given: pytest.fail("the suspect was asked first"))
     settings = settings_for(place, flagging, purification={"target": "r2"}, inversion={"reference": str(reference)})
     with pytest.raises(InputError, match="the scan of the reference says backdoored"):
         purify(*scan(str(pristine_model), settings=settings), settings=settings)
