@@ -183,13 +183,14 @@ MAY_FIRE = 0.01
 class PurifiedModel(Record):
     """A repaired model in `model/` of the purify folder, and how it was made.
 
-    `rounds` counts purification rounds; `removal_loss` and `retention_loss` are the curves of the last one; `rescan` is
-    the verdict of the same scan with new seeds. `still_fires` is the largest success rate that a found shift has left,
-    over samplers of each kind; None if none led to one picture before, so that the scan alone says what is left.
-    `further_triggers` counts those that were removed beside the ones that the scan found.
+    `rounds` counts the purification rounds up to it, and `rounds_tried` all: the model is that of the round that left
+    least. `removal_loss` and `retention_loss` are the curves of its round; `rescan` is the verdict of the same scan
+    with new seeds; `forward_equivalents` are those of all rounds. `still_fires` is the largest success rate that a
+    found shift has left, over samplers of each kind; None if none led to one picture before, so that the scan alone
+    says what is left. `further_triggers` counts those that were removed beside the ones that the scan found.
     """
 
-    schema_version: str = "1.3"
+    schema_version: str = "1.4"
 
     digest: str
     parent_digest: str
@@ -201,6 +202,7 @@ class PurifiedModel(Record):
     forward_equivalents: int
     still_fires: float | None = None
     further_triggers: int = 0
+    rounds_tried: int = 0
 
     @property
     def is_silent(self) -> bool:

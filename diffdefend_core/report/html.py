@@ -129,9 +129,12 @@ def _story(bundle: ReportBundle) -> list[str]:
 
 
 def _repair(purified: PurifiedModel) -> Iterator[str]:
-    rescan, rounds, further = purified.rescan, purified.rounds, purified.further_triggers
+    rescan, further = purified.rescan, purified.further_triggers
+    rounds = max(purified.rounds, purified.rounds_tried)
     also = f" and removed {further} further {'triggers' if further > 1 else 'trigger'}" if further else ""
     yield f"The repair took {rounds} {'rounds' if rounds > 1 else 'round'}{also}."
+    if purified.rounds < rounds:
+        yield f"Round {purified.rounds} left least and is the one handed on."
     yield f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)})."
     if purified.still_fires is None:
         yield "No shift that was found led to one picture, so that this scan alone says that the trigger is gone."
@@ -212,7 +215,7 @@ def _curves(bundle: ReportBundle) -> list[Figure]:
         figures.append(Figure(caption=caption, source=_svg(response)))
     losses = _losses(bundle)
     if losses:
-        caption = "Losses of the trigger search and, if there was one, of the last round of the repair."
+        caption = "Losses of the trigger search and, if there was one, of the round of repair that was handed on."
         figures.append(Figure(caption=caption, source=_svg(charts.losses_svg(losses, accent))))
     return figures
 

@@ -124,7 +124,9 @@ class Aims:
 def purify(
     model_uri: str, trigger_uri: str, verdict_uri: str, *, settings: Settings, progress: Progress | None = None
 ) -> str:
-    """Return the URI of the folder with `candidate.json`, the repaired `model/`, and the last scan of it in `rescan/`.
+    """Return the URI of the folder with `candidate.json`, the repaired `model/`, and the scan of it in `rescan/`.
+
+    The model is that of the round that left least.
 
     Raises InputError unless the verdict is backdoored: only flagged models are repaired. Also when an adapter's model
     could not be saved, and for the target r2 without a reference, or with one that the scan does not call clean.
@@ -155,15 +157,16 @@ def purify(
     )
 
     def work(folder: Path) -> None:
-        last = _last_round(task)
-        folders.fetch(last, folder)
+        rounds = _rounds(task)
+        chosen_round, purified = _best_round(rounds)
+        folders.fetch(chosen_round, folder)
         (folder / "purified.json").unlink()
         candidate = Candidate(
             action=Action.PURIFY,
             model_uri=model_uri,
             trigger_uri=trigger_uri,
             verdict_uri=verdict_uri,
-            purified=read_record(PurifiedModel, last, "purified"),
+            purified=purified,
         )
         write_record(folder, "candidate", candidate)
 
@@ -190,10 +193,10 @@ def _reference(model: ModelRef, settings: Settings) -> str:
     return uri
 
 
-def _last_round(task: Task) -> str:
+def _rounds(task: Task) -> list[str]:
     """Repair, save and rescan until the rescan is clean and no found shift fires, or the rounds are used up.
 
-    Return the URI of the last round.
+    Return the URIs of the rounds.
     """
     done: list[str] = []
     with ExitStack() as opened:
@@ -216,7 +219,26 @@ def _last_round(task: Task) -> str:
             purified = read_record(PurifiedModel, done[-1], "purified")
             if purified.rescan.word is Word.CLEAN and purified.is_silent:
                 break
-    return done[-1]
+    return done
+
+
+def _best_round(rounds: list[str]) -> tuple[str, PurifiedModel]:
+    """Return the URI of the round that left least, and its record with the evaluations of all.
+
+    A later round is not always a better one. What a shift still paints counts before what a scan suspects; of rounds
+    that are alike in both the earlier one changed less of the model.
+    """
+    records = [read_record(PurifiedModel, uri, "purified") for uri in rounds]
+    best = min(range(len(rounds)), key=lambda number: _left(records[number]))
+    spent = records[-1].forward_equivalents
+    return rounds[best], replace(records[best], rounds_tried=len(rounds), forward_equivalents=spent)
+
+
+def _left(purified: PurifiedModel) -> tuple[float, int, float]:
+    """Return what a round left, in the order in which it counts."""
+    rescan = purified.rescan
+    fires = 0.0 if purified.is_silent else purified.still_fires or 0.0
+    return fires, (Word.CLEAN, Word.INCONCLUSIVE, Word.BACKDOORED).index(rescan.word), rescan.probability
 
 
 def _round(
@@ -271,6 +293,7 @@ def _round(
         forward_equivalents=before + spent,
         still_fires=still_fires,
         further_triggers=suspect.further,
+        rounds_tried=number,
     )
     write_record(folder, "purified", purified)
     (folder / RESCAN).mkdir()

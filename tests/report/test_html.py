@@ -56,6 +56,7 @@ REPAIRS = {
     "The repair took 1 round.": {},
     "The repair took 3 rounds and removed 1 further trigger.": {"rounds": 3, "further_triggers": 1},
     "and removed 2 further triggers.": {"further_triggers": 2},
+    "Round 2 left least and is the one handed on.": {"rounds": 2, "rounds_tried": 3},
     "A shift that was found still paints its picture in 3.1 % of the cases.": {"still_fires": 1 / 32},
     "so that this scan alone says that the trigger is gone.": {"still_fires": None},
 }

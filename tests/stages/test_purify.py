@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,39 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
     again = {item.name: (item / "manifest.json").stat().st_mtime_ns for item in rounds}
     assert again[first] == written[first] and again[second] != written[second]
     candidate = read_record(Candidate, uri, "candidate").purified
-    assert candidate == purified[second] and candidate.rescan.word is Word.BACKDOORED
+    assert candidate is not None and candidate.rescan.word is Word.BACKDOORED
+    kept = min(purified.values(), key=lambda item: (item.rescan.probability, item.rounds))  # nothing fires here
+    assert candidate == dataclasses.replace(kept, rounds_tried=2, forward_equivalents=spent[1])
+    assert {f"model/{path}": sha256 for path, sha256 in kept.weights_sha256.items()}.items() <= whole.items()
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        (((0.02, Word.CLEAN), (0.3, Word.CLEAN), (0.05, Word.CLEAN)), 1),  # a later round may come back
+        (((0.3, Word.CLEAN), (0.0, Word.INCONCLUSIVE), (0.05, Word.CLEAN)), 2),  # what fires counts before a suspicion
+        (((0.0, Word.BACKDOORED), (0.005, Word.INCONCLUSIVE), (None, Word.BACKDOORED)), 2),
+        (((0.0, Word.INCONCLUSIVE), (0.005, Word.INCONCLUSIVE), (0.0, Word.INCONCLUSIVE)), 1),  # less was changed
+        (((None, Word.BACKDOORED), (0.05, Word.CLEAN), (0.0, Word.CLEAN)), 3),
+    ],
+)
+def test_the_round_that_left_least_is_handed_on_at_the_price_of_all(
+    tmp_path: Path, left: tuple[tuple[float | None, Word], ...], kept: int
+) -> None:
+    rounds = []
+    for number, (fires, word) in enumerate(left, 1):
+        record = dataclasses.replace(
+            sample_records.purified(word), rounds=number, still_fires=fires, forward_equivalents=100 * number
+        )
+        rounds.append(
+            run_once(
+                stage.ROUND, store=f"file://{tmp_path}", parents=(), options={"round": number},
+                work=partial(write_record, name="purified", record=record),
+            )
+        )  # fmt: skip
+    uri, purified = stage._best_round(rounds)
+    assert (uri, purified.rounds) == (rounds[kept - 1], kept)
+    assert (purified.rounds_tried, purified.forward_equivalents) == (3, 300)
 
 
 def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pristine_model: Path) -> None:
