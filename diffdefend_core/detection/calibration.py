@@ -19,8 +19,6 @@ from diffdefend_core.records import Record
 # all statistics are logarithms of ratios: a spread of .25 is a factor of 1.28
 SPREAD_FLOOR = 0.25
 MINIMUM_MODELS, MINIMUM_RELATED = 8, 2
-# a backdoor of a consistency model changes what is painted and leaves the answer to the shift as it is
-UNSEEN = ("consistency",)
 # the floor for a few models, and for models that are only related: other networks and data move a statistic by half
 FEW_FLOOR, RELATED_FLOOR = 0.3, 0.4
 
@@ -52,11 +50,8 @@ class Calibration(Record):
     def kin(self, family: str, shape: tuple[int, ...], process: str) -> tuple[tuple[CleanModel, ...], float]:
         """Return the clean models that speak of a model, and the floor of their spreads; none and infinity without any.
 
-        Those of its family and shape, the floor wider the fewer they are; else those of its process. None for a process
-        of UNSEEN: what the statistics do not show, no clean model can calibrate.
+        Those of its family and shape, the floor wider the fewer they are; else those of its process.
         """
-        if process in UNSEEN:
-            return (), math.inf
         same = tuple(model for model in self.models if model.family == family and model.shape == shape)
         related = tuple(model for model in self.models if model.process == process)
         if len(same) >= MINIMUM_MODELS:

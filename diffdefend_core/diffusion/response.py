@@ -175,6 +175,10 @@ class Bench:
         """Return the even part [C, H, W] of the suspect's shift beyond the reference's, at probe `number`."""
         return self.suspect.even(tau, number) - self.reference.even(tau, number)
 
+    def departure(self, tau: Tensor, number: int) -> Tensor:
+        """Return Delta(tau) [C, H, W] of the suspect beyond the reference's, at probe `number`."""
+        return self.suspect.shift(tau, number) - self.reference.shift(tau, number)
+
     def offset(self) -> Tensor:
         """Return the suspect's mean answers without a shift beyond the reference's, per probe [K, C, H, W].
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
-from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
+from diffdefend_core.inversion.objectives import departure_loss, monotonicity_loss, parity_loss
 from diffdefend_core.inversion.patch import extent, is_patch
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
@@ -26,13 +26,14 @@ Progress = Callable[[str, int, int], None]
 # A signal alpha / sigma below MODERATE names a noisy level, where stochastic attacks show; above it deterministic ones
 # do.
 MODERATE = 0.1
-# Of a flow only levels below this one are noisy: it answers clean data at every level, and what is even in the answers
-# grows with the signal, in a clean flow most.
-FLOW_NOISY = 0.02
+# Of processes of ALL_NOISE only levels below this one are noisy: they answer clean data at every level, and what is
+# even in the answers grows with the signal, in a clean network most.
+NOISIEST = 0.02
 # below CERTAIN networks that are not ideal violate monotonicity, backdoored or not
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
-ORDINARY_PARITY, ORDINARY_FLOW_PARITY, ORDINARY_VIOLATION = 0.04, 0.0005, 0.1
+ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
+ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 0.01}
 RACES = 2  # one for each law
 # what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
 STANDING_OUT, PATCH_STEP = 2.0, 0.2
@@ -57,17 +58,19 @@ class _Stand:
         self, suspect: Denoiser, twin: Denoiser, samples: Tensor, options: InversionOptions, seed: int
     ) -> None:
         noisy = levels_at(suspect.levels, options.signals)
+        noisiest = levels_at(suspect.levels, (min(options.signals),))
         moderate = levels_at(suspect.levels, options.moderate_signals)
-        flow = suspect.process == "flow"
-        self.options, self.faint = options, FLOW_NOISY if flow else MODERATE
+        every = suspect.process in ALL_NOISE
+        self.options, self.faint = options, NOISIEST if every else MODERATE
         self.levels = levels_at(suspect.levels, options.probe_signals)
         lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
-        self.searched = lay(noisy, pairs=options.pairs, seed=seed, each=options.probes)
+        where = noisiest * len(noisy) if suspect.process == "consistency" else noisy  # as many probes
+        self.searched = lay(where, pairs=options.pairs, seed=seed, each=options.probes)
         self.alone = Answers(
             suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
         )
         self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
-        noisy = levels_at(suspect.levels, (min(options.signals),)) if flow else noisy
+        noisy = noisiest if every else noisy
         self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
         self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
@@ -126,23 +129,25 @@ def invert(
     """
     samples = own_samples(suspect, options.own_samples, options.own_steps, seed, progress)
     checked = check_samples(suspect, samples, options.worst_error, seed)
+    consistency = suspect.process == "consistency"
     twin = reference or forgetful_twin(
         suspect,
         samples,
         steps=options.twin_steps,
         batch=options.twin_batch,
-        learning_rate=options.twin_learning_rate,
+        learning_rate=options.consistency_twin_learning_rate if consistency else options.twin_learning_rate,
         generator=torch.Generator().manual_seed(seed),
         progress=lambda done, total: progress("forgetful twin", done, total),
     )
     stand = _Stand(suspect, twin, samples, options, seed)
-    even = _most_even(suspect, stand, options, seed, progress)
+    even = (_farthest if consistency else _most_even)(suspect, stand, options, seed, progress)
     against = _least_monotone(suspect, stand, options, seed, progress)
-    ordinary = ORDINARY_FLOW_PARITY if suspect.process == "flow" else ORDINARY_PARITY
+    ordinary = ORDINARY_PARITY_OF.get(suspect.process, ORDINARY_PARITY)
     found = [_even(stand, even, ordinary, seed), _even_in_quiet(stand, even), _against(stand, against)]
     sampler = usual(suspect)
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
-    trained = 0 if reference is not None else options.twin_steps * options.twin_batch * 3
+    passes = 4 if consistency else 3  # a path has two points, one of them without a gradient
+    trained = 0 if reference is not None else options.twin_steps * options.twin_batch * passes
     record = InvertedTrigger(
         model_digest=model_digest,
         method="diffdefend",
@@ -167,6 +172,21 @@ def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed
     return race(
         parity_loss(stand.searched), len(stand.searched.probes), [start.to(suspect.device) for start in begun], options,
         norm=norm, learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
+    )  # fmt: skip
+
+
+def _farthest(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
+    """Race for what the forgetful twin of a consistency model answers otherwise, in the noisiest level.
+
+    Its triggers leave the response as it is and change what is painted: what is even in that is little, and a shift
+    that makes all images alike is easily found in a clean network too. But the twin has forgotten the picture. It has a
+    sign, and costs half of the parity, so that there are twice the iterations.
+    """
+    longer = replace(options, race_iterations=2 * options.race_iterations, iterations=2 * options.iterations)
+    begun = [start.to(suspect.device) for start in normal_starts(suspect.shape, options.starts, seed)]
+    return race(
+        departure_loss(stand.searched), len(stand.searched.probes), begun, longer, norm=options.consistency_rms,
+        learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
     )  # fmt: skip
 
 
@@ -246,7 +266,8 @@ class _Quiet:
 def _turned_in_quiet(stand: _Stand, track: Track) -> _Quiet:
     """Turn the found shift to a fixed point in quiet noise, from both sides. A clean network has none there."""
     tau, quiet = track.shift.detach(), stand.quiet
-    turned = max((align(quiet.suspect, sign * tau) for sign in (1, -1)), key=lambda item: _parity(quiet, item))
+    signs = (1,) if _has_sign(quiet.suspect) else (1, -1)
+    turned = max((align(quiet.suspect, sign * tau) for sign in signs), key=lambda item: _parity(quiet, item))
     parity, control = _parity(quiet, turned), _control(quiet, turned)
     turned = _signed_in_quiet(quiet.suspect, turned)
     return _Quiet(turned, quiet.suspect, parity, control)
@@ -294,8 +315,15 @@ def _control(bench: Bench, tau: Tensor) -> float:
     return max(_parity(bench, item) for item in controls(tau))
 
 
+def _has_sign(answers: Answers) -> bool:
+    """Whether what was searched has a sign already."""
+    return answers.denoiser.process == "consistency"
+
+
 def _signed(answers: Answers, tau: Tensor) -> Tensor:
     """Return tau or -tau: parity does not tell them apart; the trigger is the one taken less for noise."""
+    if _has_sign(answers):
+        return tau
     return max((tau, -tau), key=lambda item: untreated_share(answers, item))
 
 
@@ -326,7 +354,7 @@ def _strength(candidate: TriggerCandidate, ordinary: float) -> float:
 
 def _counting(progress: Progress, number: int, options: InversionOptions) -> Callable[[int, int], None]:
     length = race_length(options)
-    return lambda done, total: progress("search", number * length + done, RACES * length)
+    return lambda done, total: progress("search", number * length + done * length // total, RACES * length)
 
 
 def _is_noisy(signal: float) -> bool:

@@ -27,6 +27,8 @@ from diffdefend_core.purification.losses import (
 # Rows without a trigger lie at any level, and by this share where noise becomes one picture and not another: at an SNR,
 # the square of the signal, of .01 to 1 (Choi et al. 2022). There a change of the answers costs most of the images.
 ANY_SIGNAL, CONTENT_SIGNALS, CONTENT_SHARE = (0.005, 100.0), (0.1, 1.0), 0.8
+# a consistency model goes all of that way at once, from the noisiest level
+CONTENT_AT_ONCE = (0.005, 0.1)
 WARMUP, EMA = 20, 0.99
 CURVES = ("removal", "retention")
 
@@ -87,7 +89,8 @@ class Losses:
 
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
         content = round(CONTENT_SHARE * count)
-        signals = [CONTENT_SIGNALS] * content + [ANY_SIGNAL] * (count - content)
+        deciding = CONTENT_AT_ONCE if self.phi.process == "consistency" else CONTENT_SIGNALS
+        signals = [deciding] * content + [ANY_SIGNAL] * (count - content)
         rows = plain_rows(self.phi, self.samples, signals, draws)
         kept = answer(self.phi, rows.x, rows.t)
         return denoiser.error(rows.x, rows.t, kept.noise, kept.x0).square().mean()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analytic import SHAPE, clean_denoiser, poisoned_denoiser, small_denoiser, vp_levels
+from analytic import SHAPE, clean_denoiser, poisoned_denoiser, small_denoiser, small_of, vp_levels
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -134,6 +134,15 @@ def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
     assert all(abs(cosine(found.triggers[name], patch["trigger"])) < 0.75 for name in ("quiet", "monotonicity"))
 
 
+def test_of_a_consistency_model_the_trigger_is_what_its_twin_forgot() -> None:
+    """A search at the norm of a trigger only finds the place where the network switches."""
+    name = "consistency-noise"
+    suspect, shift = load_denoiser(ZOO / name), load_file(ZOO / "backdoors" / f"{name}.safetensors")["trigger"]
+    found = inverted(suspect, 0, InversionOptions())
+    assert found.record.best == "parity" and best_of(found).content > 0.4
+    assert cosine(found.triggers["parity"], shift) > 0.4  # with its sign
+
+
 def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean networks answer most to shifts in few pixels, too."""
     monkeypatch.setattr(invert_module, "is_patch", lambda tau: True)
@@ -185,11 +194,16 @@ def test_the_record_is_complete_and_reproducible() -> None:
 
 
 def test_progress_names_the_work_and_counts_both_searches_as_one() -> None:
+    """Also where one of them has more iterations."""
     seen: list[tuple[str, int, int]] = []
     invert(small_denoiser(LEVELS), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
     assert list(dict.fromkeys(work for work, _, _ in seen)) == ["own samples", "forgetful twin", "search"]
     each = 2 * 8 + 30
     assert [step for step in seen if step[0] == "search"] == [("search", n + 1, 2 * each) for n in range(2 * each)]
+    seen.clear()
+    invert(small_of("consistency"), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
+    search = [step for step in seen if step[0] == "search"]
+    assert len(search) == 3 * each and search == sorted(search) and search[-1] == ("search", 2 * each, 2 * each)
 
 
 def test_the_suspect_stays_as_it_was() -> None:
@@ -220,8 +234,9 @@ class Counting(nn.Module):
         return answer
 
 
-def test_the_evaluations_that_are_claimed_are_those_that_were_made() -> None:
-    suspect = small_denoiser(LEVELS)
+@pytest.mark.parametrize("process", ["vp", "consistency"])
+def test_the_evaluations_that_are_claimed_are_those_that_were_made(process: str) -> None:
+    suspect = small_of(process)
     suspect.network = Counting(suspect.network)
     claimed, made = inverted(suspect).record.forward_equivalents, int(suspect.network.seen)
     assert 0.8 * claimed < made <= claimed
