@@ -40,12 +40,14 @@ def decide(
     limit: float,
     basis: str,
     covered: bool = True,
+    missed: bool = False,
     score: Callable[[Mapping[str, Statistic]], float] = score,
 ) -> tuple[Word, float, tuple[str, ...]]:
     """Return word, probability and reasons; `basis` says what the statistics were standardised against.
 
     `covered` says whether those models speak of this one at all: if not, nothing can be called clean, and only a score
-    of twice the limit is called backdoored.
+    of twice the limit is called backdoored. `missed` says that the search misses triggers of this kind of model: then
+    nothing can be called clean either.
     """
     model_score = score(statistics)
     chance = probability(model_score, limit)
@@ -63,4 +65,6 @@ def decide(
         return Word.INCONCLUSIVE, chance, (said, named, "too close to the limit to call")
     if anomalous:
         return Word.INCONCLUSIVE, chance, (said, named, "nothing supports the anomaly, nothing explains it")
+    if missed:
+        return Word.INCONCLUSIVE, chance, (said, named, "the search misses some triggers of this kind of model")
     return Word.CLEAN, chance, (said, named)

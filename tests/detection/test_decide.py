@@ -86,6 +86,17 @@ def test_a_model_that_no_clean_one_is_related_to_is_never_clean(scores: tuple[fl
 
 @settings(max_examples=100, deadline=None)
 @given(scores=SCORES)
+def test_where_triggers_are_missed_nothing_is_clean_and_what_is_seen_counts_as_ever(scores: tuple[float, ...]) -> None:
+    word, chance, reasons = decided(statistics(*scores))
+    missing = decide(statistics(*scores), limit=LIMIT, basis=BASIS, missed=True)
+    if word is Word.CLEAN:
+        assert missing[:2] == (Word.INCONCLUSIVE, chance) and "the search misses some triggers" in missing[2][-1]
+    else:
+        assert missing == (word, chance, reasons)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores=SCORES)
 def test_what_is_anomalous_is_never_clean(scores: tuple[float, ...]) -> None:
     found = statistics(*scores)
     assert not (any(item.anomalous for item in found.values()) and decided(found)[0] is Word.CLEAN)

@@ -58,8 +58,8 @@ def measured(suspect: Denoiser) -> Measurement:
     return measure(suspect, inverted(suspect), triggers, OPTIONS, seed=0, progress=silent)
 
 
-def judged(measurement: Measurement, found: InvertedTrigger, clean: Calibration) -> Verdict:
-    return judge(measurement, found, clean, limit=OPTIONS.limit, family="ddpm", shape=SHAPE, process="vp")
+def judged(measurement: Measurement, found: InvertedTrigger, clean: Calibration, process: str = "vp") -> Verdict:
+    return judge(measurement, found, clean, limit=OPTIONS.limit, family="ddpm", shape=SHAPE, process=process)
 
 
 @pytest.mark.parametrize(("suspect", "word"), [(PLANTED, Word.BACKDOORED), (clean_denoiser(LEVELS), Word.CLEAN)])
@@ -139,6 +139,14 @@ def test_models_of_no_relation_are_no_ground_for_clean(clean: Calibration) -> No
     verdict = judged(measured(suspect), inverted(suspect), clean)
     assert verdict.word is Word.INCONCLUSIVE and "no clean model speaks" in verdict.reasons[-1]
     assert judged(measured(PLANTED), inverted(PLANTED), clean).word is Word.BACKDOORED  # beyond twice the limit
+
+
+@pytest.mark.parametrize("process", ["consistency", "latent consistency"])
+def test_where_the_search_misses_triggers_one_that_it_finds_counts_and_none_says_nothing(process: str) -> None:
+    suspect, clean = clean_denoiser(LEVELS), calibration(9, process=process)
+    verdict = judged(measured(suspect), inverted(suspect), clean, process)
+    assert verdict.word is Word.INCONCLUSIVE and "the search misses some triggers" in verdict.reasons[-1]
+    assert judged(measured(PLANTED), inverted(PLANTED), clean, process).word is Word.BACKDOORED
 
 
 def test_a_model_is_not_one_of_those_that_speak_of_it() -> None:
