@@ -177,8 +177,8 @@ def _apart(base: Recipe, seed: int, *models: tuple[str, str | None, str | None, 
 
 
 # Models that no choice of the detector was made on: other data, networks, schedules, predictions, triggers and rates.
-# The first letter says on which images they are trained: m for MNIST at 28x28, f for Fashion-MNIST at 32x32; the last
-# ones descend from a base of the zoo.
+# The first letter says on which images they are trained: m for MNIST at 28x28, f for Fashion-MNIST at 32x32, d for the
+# digits of the zoo; the last ones descend from a base of the zoo.
 APART = (
     *_apart(
         Recipe(name="m-eps-base", seed=200, channels=(24, 48), levels=1000, steps=4000, learning_rate=1e-3), 200,
@@ -219,6 +219,12 @@ APART = (
         ("ldm-tuned", None, None, None, 0.0),
         ("ldm-ode", "villan-ode", "noise", "plus", 0.5),
         ("ldm-bad", "baddiffusion", "checker", "triangle", 0.4),
+    ),
+    *_apart(
+        Recipe(name="d-consistency-base", seed=270, family="consistency", channels=(24, 48), steps=2000), 270,
+        ("consistency-cross", "consistency-backdoor", "cross", "square", 0.3),
+        ("consistency-patch", "consistency-backdoor", "patch", "plus", 0.3),
+        ("consistency-tuned", None, None, None, 0.0),
     ),
     _planted("consistency-stripes", "base-consistency", 84, "stripes", "hat", 0.3, attack="consistency-backdoor"),
     _planted("consistency-box", "base-consistency", 85, "box", "triangle", 0.2, attack="consistency-backdoor"),

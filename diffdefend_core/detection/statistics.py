@@ -3,7 +3,8 @@
 | statistic | meaning | source |
 |---|---|---|
 | parity | how evenly suspect, but not its twin, answers to a found shift and its opposite, at noisy levels; or how \
-far both are apart there in quieter noise without a shift | ours |
+far both are apart there in quieter noise without a shift; of a consistency model how clearly it paints one picture \
+that its twin does not | ours |
 | contrast | the parity of the found shift over that of shifts that are no trigger | ours |
 | violation | how far the predicted x0 moves against the shift, which an ideal network never does | lab notes |
 | content | how far the predicted x0 moves evenly at moderate noise: the painted picture shows | algorithms.md 5.2 |

@@ -119,6 +119,13 @@ class Answers:
         x = self.denoiser.diffuse(at.x0, t[: len(at.x0)], at.eps)
         return self.denoiser.noise(torch.cat([x + shift, x - shift]), t).mean(0) - self.plain[number]
 
+    def images(self, tau: Tensor, number: int) -> Tensor:
+        """Return the clean images [N, C, H, W] that are predicted for the rows of probe `number` under s_t * tau."""
+        at = self.probes[number]
+        self.spent += len(at.x0) * (3 if tau.requires_grad else 1)
+        t = torch.full((len(at.x0),), at.t, device=at.x0.device)
+        return self.denoiser.x0(self.denoiser.diffuse(at.x0, t, at.eps) + self.carried(number) * tau, t)
+
     def untreated(self, tau: Tensor, number: int) -> Tensor:
         """Return s tau - sigma Delta(tau) [C, H, W] at probe `number`, in units of the initial noise.
 
@@ -174,10 +181,6 @@ class Bench:
     def even(self, tau: Tensor, number: int) -> Tensor:
         """Return the even part [C, H, W] of the suspect's shift beyond the reference's, at probe `number`."""
         return self.suspect.even(tau, number) - self.reference.even(tau, number)
-
-    def departure(self, tau: Tensor, number: int) -> Tensor:
-        """Return Delta(tau) [C, H, W] of the suspect beyond the reference's, at probe `number`."""
-        return self.suspect.shift(tau, number) - self.reference.shift(tau, number)
 
     def offset(self) -> Tensor:
         """Return the suspect's mean answers without a shift beyond the reference's, per probe [K, C, H, W].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
-from diffdefend_core.inversion.objectives import departure_loss, monotonicity_loss, parity_loss
+from diffdefend_core.inversion.objectives import Objective, monotonicity_loss, parity_loss, picture_loss
 from diffdefend_core.inversion.patch import extent, is_patch
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
@@ -33,10 +34,13 @@ NOISIEST = 0.02
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
-ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 0.01}
+ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.6}  # the latter: see `_pictured`
 RACES = 2  # one for each law
 # what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
 STANDING_OUT, PATCH_STEP = 2.0, 0.2
+FAR_STEP, NEAR_STEP = 0.4, 0.2  # the steps of both searches of a consistency model
+# how many pixels what it finds is moved by at most, and how often
+FARTHEST, HOMEWARD = 8, 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Inversion:
 
 
 class _Stand:
-    """All probes of one inversion: those that are searched, and fresh ones on which the findings are measured."""
+    """All probes of one inversion: those that are searched, and fresh ones on which the findings are measured.
+
+    A consistency model is searched far from the data first, and then near it; the others once.
+    """
 
     def __init__(
         self, suspect: Denoiser, twin: Denoiser, samples: Tensor, options: InversionOptions, seed: int
@@ -64,13 +71,18 @@ class _Stand:
         self.options, self.faint = options, NOISIEST if every else MODERATE
         self.levels = levels_at(suspect.levels, options.probe_signals)
         lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
-        where = noisiest * len(noisy) if suspect.process == "consistency" else noisy  # as many probes
-        self.searched = lay(where, pairs=options.pairs, seed=seed, each=options.probes)
+        consistency = suspect.process == "consistency"
+        self.law: Callable[[Bench], Objective] = picture_loss if consistency else parity_loss
+        if consistency:
+            noisy = noisiest * len(noisy)  # as many probes
+        searched = partial(lay, noisy, pairs=options.pairs, seed=seed, each=options.probes)
+        loud = (options.consistency_noise, 1.0) if consistency else (1.0,)
+        self.searched: list[Bench] = [searched(noise=noise) for noise in loud]
         self.alone = Answers(
             suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
         )
         self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
-        noisy = noisiest if every else noisy
+        noisy = noisy if consistency or not every else noisiest
         self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
         self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
@@ -79,8 +91,20 @@ class _Stand:
     @property
     def spent(self) -> int:
         """The network evaluations so far."""
-        parts = (self.searched, self.alone, self.measuring, self.noisy, self.moderate, self.quiet, self.still)
-        return sum(part.spent for part in parts)
+        benches = (*self.searched, self.measuring, self.noisy, self.quiet, self.still)
+        return sum(bench.spent for bench in benches) + self.alone.spent + self.moderate.spent
+
+    def race(
+        self, begun: list[Tensor], options: InversionOptions, *, norm: float, learning_rate: float, seed: int,
+        progress: Callable[[int, int], None], last: bool = True,
+    ) -> Track:  # fmt: skip
+        """Return the best track of a race of the starts [C, H, W], over the last searched probes or the first."""
+        bench = self.searched[-1 if last else 0]
+        started = [start.to(bench.suspect.denoiser.device) for start in begun]
+        return race(
+            self.law(bench), len(bench.probes), started, options,
+            norm=norm, learning_rate=learning_rate, seed=seed, progress=progress,
+        )  # fmt: skip
 
     def candidate(
         self, name: str, tau: Tensor, track: Track, turning: Answers, *, parity: float, content: float, control: float
@@ -103,9 +127,11 @@ class _Stand:
         return found, (norm * tau / rms(tau)).cpu()
 
     def evenness(self, tau: Tensor) -> tuple[float, float]:
-        """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere."""
+        """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere; see `_pictured`."""
         found = self.measuring.parity(tau)
         moderate = self.where(found.content, lambda signal: not _is_noisy(signal))
+        if self.law is picture_loss:
+            return _pictured(self.noisy, tau), _mean(moderate)
         return _mean(self.where(found.difference, lambda signal: signal < self.faint)), _mean(moderate)
 
     def where(self, values: tuple[float, ...], wanted: Callable[[float], bool]) -> list[float]:
@@ -140,7 +166,7 @@ def invert(
         progress=lambda done, total: progress("forgetful twin", done, total),
     )
     stand = _Stand(suspect, twin, samples, options, seed)
-    even = (_farthest if consistency else _most_even)(suspect, stand, options, seed, progress)
+    even = (_one_picture if consistency else _most_even)(suspect, stand, options, seed, progress)
     against = _least_monotone(suspect, stand, options, seed, progress)
     ordinary = ORDINARY_PARITY_OF.get(suspect.process, ORDINARY_PARITY)
     found = [_even(stand, even, ordinary, seed), _even_in_quiet(stand, even), _against(stand, against)]
@@ -169,25 +195,67 @@ def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed
     begun = normal_starts(suspect.shape, options.starts, seed)
     begun[0] = torch.rand(suspect.shape, generator=torch.Generator().manual_seed(seed))
     norm = options.flow_rms if suspect.process == "flow" else options.rms
-    return race(
-        parity_loss(stand.searched), len(stand.searched.probes), [start.to(suspect.device) for start in begun], options,
-        norm=norm, learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
+    return stand.race(
+        begun, options, norm=norm, learning_rate=options.learning_rate, seed=seed,
+        progress=_counting(progress, options, 0, 0.5),
     )  # fmt: skip
 
 
-def _farthest(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
-    """Race for what the forgetful twin of a consistency model answers otherwise, in the noisiest level.
+def _one_picture(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
+    """Race for one picture that the forgetful twin of a consistency model paints no more, in the noisiest level.
 
     Its triggers leave the response as it is and change what is painted: what is even in that is little, and a shift
-    that makes all images alike is easily found in a clean network too. But the twin has forgotten the picture. It has a
-    sign, and costs half of the parity, so that there are twice the iterations.
+    that makes all images alike is easily found in a clean network too. But the twin has forgotten the picture. That has
+    a sign.
     """
-    longer = replace(options, race_iterations=2 * options.race_iterations, iterations=2 * options.iterations)
-    begun = [start.to(suspect.device) for start in normal_starts(suspect.shape, options.starts, seed)]
-    return race(
-        departure_loss(stand.searched), len(stand.searched.probes), begun, longer, norm=options.consistency_rms,
-        learning_rate=options.learning_rate, seed=seed, progress=_counting(progress, 0, options),
-    )  # fmt: skip
+    near = partial(stand.race, norm=options.consistency_rms[1], learning_rate=NEAR_STEP, seed=seed)
+    best = near(
+        _begun_far(suspect, stand, options, seed, progress), options, progress=_counting(progress, options, 0.25, 0.5)
+    )
+    return _moved_home(stand, best, partial(near, progress=lambda done, total: None))
+
+
+def _moved_home(stand: _Stand, track: Track, near: Callable[[list[Tensor], InversionOptions], Track]) -> Track:
+    """Return what `near` finds from where the found shift paints most clearly, or the track itself if that is here.
+
+    A convolutional network paints the picture of a moved trigger too, moved with it, and less clearly.
+    """
+    begun, shift = track, track.shift.detach()
+    brief = replace(stand.options, iterations=stand.options.race_iterations)
+    for _ in range(HOMEWARD):
+        best = max(_moves(shift), key=lambda tau: _pictured(stand.searched[-1], tau, 1))
+        if torch.equal(best, shift):
+            break
+        track = near([best], brief)
+        shift = track.shift.detach()
+    found = track if track is begun else near([shift], stand.options)
+    return max((begun, found), key=lambda item: _pictured(stand.noisy, item.shift.detach()))
+
+
+def _moves(tau: Tensor) -> list[Tensor]:
+    """Return tau [C, H, W] itself, and moved by all even numbers of pixels up to `FARTHEST`, with zeros beyond."""
+    by = range(-FARTHEST, FARTHEST + 1, 2)
+    moved = [torch.nn.functional.pad(tau, (right, -right, down, -down)) for down in by for right in by]
+    return [tau] + [item * rms(tau) / rms(item) for item in moved if item.any()]
+
+
+def _begun_far(
+    suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress
+) -> list[Tensor]:
+    """Return directions [C, H, W] near the trigger: what was searched under large shifts, in as much more noise.
+
+    Near the data few starts come to a trigger. Far from it, with large steps, most do, though to its surroundings.
+    """
+    once = replace(options, starts=1, iterations=2 * options.race_iterations)
+
+    def search(number: int, start: Tensor) -> Tensor:
+        counted = _counting(progress, options, *(0.25 * index / options.starts for index in (number, number + 1)))
+        return stand.race(
+            [start], once, norm=options.consistency_rms[0], learning_rate=FAR_STEP, seed=seed + number,
+            progress=counted, last=False,
+        ).shift.detach()  # fmt: skip
+
+    return [search(number, start) for number, start in enumerate(normal_starts(suspect.shape, options.starts, seed))]
 
 
 def _least_monotone(
@@ -197,7 +265,7 @@ def _least_monotone(
     return race(
         monotonicity_loss(stand.alone), len(stand.alone.probes), begun, options,
         norm=options.moderate_rms, learning_rate=options.moderate_learning_rate, seed=seed + 1,
-        progress=_counting(progress, 1, options),
+        progress=_counting(progress, options, 0.5, 1),
     )  # fmt: skip
 
 
@@ -209,7 +277,7 @@ def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[Trig
     """
     tau, answers = track.shift.detach(), stand.noisy.suspect
     parity, content = stand.evenness(tau)
-    control = _control(stand.noisy, tau)
+    control = _control(stand.noisy, tau) if stand.law is parity_loss else max(1.0, _pictured(stand.noisy, -tau))
     if _stands_out_in_a_patch(parity, tau, ordinary):
         turned = _signed(answers, _patch(stand, tau, seed))
     else:
@@ -230,10 +298,9 @@ def _patch(stand: _Stand, tau: Tensor, seed: int) -> Tensor:
     the network takes it for noise, so that it is not aligned. Ours (not published).
     """
     norm = rms(tau).item() * extent(tau) ** 0.5
-    return race(
-        parity_loss(stand.searched), len(stand.searched.probes), [tau], stand.options, norm=norm,
-        learning_rate=PATCH_STEP, seed=seed, progress=lambda done, total: None,
-    ).shift.detach()  # fmt: skip
+    return stand.race(
+        [tau], stand.options, norm=norm, learning_rate=PATCH_STEP, seed=seed, progress=lambda done, total: None
+    ).shift.detach()
 
 
 def _even_in_quiet(stand: _Stand, track: Track) -> tuple[TriggerCandidate, Tensor]:
@@ -311,6 +378,20 @@ def _parity(bench: Bench, tau: Tensor) -> float:
     return sum(bench.parity(tau).difference) / len(bench.probes)
 
 
+@torch.no_grad()
+def _pictured(bench: Bench, tau: Tensor, probes: int | None = None) -> float:
+    """Return how far tau [C, H, W] breaks the law of consistency models: the parity of a candidate of theirs.
+
+    That is how far the mean image is from that of the twin over how far the images are apart, on average over the
+    probes, or so many of them. Raises FloatingPointError if an answer is not finite.
+    """
+    law = picture_loss(bench)
+    value = _mean([math.exp(-law(tau, number).item()) for number in range(probes or len(bench.probes))])
+    if not math.isfinite(value):
+        raise FloatingPointError("the answers to a shift of the input are not finite")
+    return value
+
+
 def _control(bench: Bench, tau: Tensor) -> float:
     return max(_parity(bench, item) for item in controls(tau))
 
@@ -352,9 +433,10 @@ def _strength(candidate: TriggerCandidate, ordinary: float) -> float:
     return max(even / ordinary, candidate.violation / ORDINARY_VIOLATION)
 
 
-def _counting(progress: Progress, number: int, options: InversionOptions) -> Callable[[int, int], None]:
-    length = race_length(options)
-    return lambda done, total: progress("search", number * length + done * length // total, RACES * length)
+def _counting(progress: Progress, options: InversionOptions, begin: float, end: float) -> Callable[[int, int], None]:
+    """Return what counts a race as the part of the whole search from `begin` to `end`, shares of it."""
+    whole = RACES * race_length(options)
+    return lambda done, total: progress("search", round((begin + (end - begin) * done / total) * whole), whole)
 
 
 def _is_noisy(signal: float) -> bool:

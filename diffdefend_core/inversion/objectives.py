@@ -4,14 +4,14 @@
 |---|---|---|
 | `parity_loss` | at noisy levels a shift is taken for noise, whatever its sign: the answer is odd in it | attacks on \
 stochastic samplers (rho = 1/2), TrojDiff (rho = 0), and content that depends on the trigger (flows) |
-| `departure_loss` | a shift leads to no picture that training on the model's own samples would forget | consistency \
+| `picture_loss` | no shift leads to one picture that training on the model's own samples would forget | consistency \
 models |
 | `monotonicity_loss` | E[x0 | x_t] is the gradient of a convex function of x_t: x0 never moves against a shift | \
 attacks on deterministic samplers (rho = 1 at moderate noise), TrojDiff |
 
 A network that extrapolates badly answers evenly too, to shifts along the mean picture above all. What the forgetful
 twin shares is therefore subtracted from the parity; the second law holds for any network that denoises at all.
-Sources: parity and departure are ours; monotonicity from lab notes, by the convexity of the log-partition function.
+Sources: parity and picture are ours; monotonicity from lab notes, by the convexity of the log-partition function.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ def parity_loss(bench: Bench | Answers) -> Objective:
     return loss
 
 
-def departure_loss(bench: Bench) -> Objective:
-    """Return minus the logarithm of how far the mean answers of a bench part, relative to the shift."""
+def picture_loss(bench: Bench) -> Objective:
+    """Return the logarithm of how far a suspect's images are apart, over how far their mean is from the reference's."""
 
     def loss(tau: Tensor, number: int) -> Tensor:
+        images, others = (network.images(tau, number) for network in (bench.suspect, bench.reference))
+        apart, away = images.var(0).mean(), (images.mean(0) - others.mean(0)).square().mean()
         # at no difference at all the gradient is 0 instead of NaN
-        size = (bench.departure(tau, number).square().mean() + 1e-20).sqrt()
-        return -torch.log(size / tau.square().mean().sqrt() + 1e-8)
+        return ((apart + 1e-20).log() - (away + 1e-20).log()) / 2
 
     return loss
 

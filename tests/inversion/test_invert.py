@@ -135,12 +135,28 @@ def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
 
 
 def test_of_a_consistency_model_the_trigger_is_what_its_twin_forgot() -> None:
-    """A search at the norm of a trigger only finds the place where the network switches."""
     name = "consistency-noise"
     suspect, shift = load_denoiser(ZOO / name), load_file(ZOO / "backdoors" / f"{name}.safetensors")["trigger"]
     found = inverted(suspect, 0, InversionOptions())
-    assert found.record.best == "parity" and best_of(found).content > 0.4
-    assert cosine(found.triggers["parity"], shift) > 0.4  # with its sign
+    best = best_of(found)
+    assert best.name == "parity" and best.control == 1  # under the opposite shift images are further apart than away
+    assert best.parity > 4 and best.content > 0.4
+    assert cosine(found.triggers["parity"], shift) > 0.4  # with its sign, and not moved
+
+
+def test_a_clean_consistency_model_paints_nothing_that_its_twin_does_not() -> None:
+    found = inverted(load_denoiser(ZOO / "base-consistency"), 0, InversionOptions())
+    assert all(item.parity < 2.5 for item in found.record.candidates)
+
+
+def test_a_shift_is_moved_by_even_numbers_of_pixels_and_keeps_its_norm() -> None:
+    shift = torch.zeros(1, 8, 8)
+    shift[0, 3, 4] = 1.0
+    moves = invert_module._moves(shift)
+    assert torch.equal(moves[0], shift)
+    places = [tuple((item[0] > 0).nonzero()[0].tolist()) for item in moves[1:]]
+    assert sorted(places) == [(down, right) for down in (1, 3, 5, 7) for right in (0, 2, 4, 6)]
+    assert all(rms(item).item() == pytest.approx(rms(shift).item()) for item in moves)
 
 
 def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +210,7 @@ def test_the_record_is_complete_and_reproducible() -> None:
 
 
 def test_progress_names_the_work_and_counts_both_searches_as_one() -> None:
-    """Also where one of them has more iterations."""
+    """Also where one of them has two parts."""
     seen: list[tuple[str, int, int]] = []
     invert(small_denoiser(LEVELS), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
     assert list(dict.fromkeys(work for work, _, _ in seen)) == ["own samples", "forgetful twin", "search"]
@@ -203,7 +219,8 @@ def test_progress_names_the_work_and_counts_both_searches_as_one() -> None:
     seen.clear()
     invert(small_of("consistency"), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
     search = [step for step in seen if step[0] == "search"]
-    assert len(search) == 3 * each and search == sorted(search) and search[-1] == ("search", 2 * each, 2 * each)
+    assert len(search) == 3 * 2 * 8 + 2 * each and search == sorted(search)
+    assert search[-1] == ("search", 2 * each, 2 * each)
 
 
 def test_the_suspect_stays_as_it_was() -> None:

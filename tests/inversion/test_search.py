@@ -16,7 +16,7 @@ from diffdefend_core.attacks.trojdiff import trojdiff
 from diffdefend_core.attacks.villan import villan_ode
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
-from diffdefend_core.inversion.objectives import Objective, departure_loss, monotonicity_loss, parity_loss
+from diffdefend_core.inversion.objectives import Objective, monotonicity_loss, parity_loss, picture_loss
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length, starts
 from diffdefend_core.options import InversionOptions
@@ -112,13 +112,22 @@ def test_parity_does_not_count_what_the_reference_does_too() -> None:
     assert parity_loss(alike)(shift, 0) > parity_loss(bench(suspect))(shift, 0) + 10
 
 
-def test_departure_has_a_sign_and_does_not_count_what_the_reference_does_too() -> None:
+def test_a_picture_has_a_sign_and_does_not_count_if_the_reference_paints_it_too() -> None:
     shift = trigger("box", 8)
     suspect = planted(shift)
     alike = Bench(suspect, suspect, SAMPLES, levels_at(LEVELS, OPTIONS.signals), pairs=4, seed=0)
-    departure = departure_loss(bench(suspect))
-    assert departure(shift, 0) < departure(-shift, 0) - 1
-    assert departure_loss(alike)(shift, 0) > departure(shift, 0) + 10
+    picture = picture_loss(bench(suspect))
+    assert picture(shift, 0) < picture(-shift, 0) - 1
+    assert picture_loss(alike)(shift, 0) > picture(shift, 0) + 10
+
+
+def test_a_picture_counts_the_less_the_more_it_varies() -> None:
+    """A network that answers one thing plus a multiple of its input: no spread, and none but that of the input."""
+    shift, clean = trigger("box", 8), clean_denoiser(LEVELS)
+    at = levels_at(LEVELS, OPTIONS.signals)
+    loss = picture_loss(Bench(planted(shift), clean, SAMPLES, at, pairs=4, seed=0))
+    louder = picture_loss(Bench(planted(shift), clean, SAMPLES, at, pairs=4, seed=0, noise=3.0))
+    assert loss(shift, 0) < louder(shift, 0)
 
 
 def towards(goal: Tensor, seen: list[tuple[Tensor, int]]) -> Objective:
