@@ -218,7 +218,7 @@ def _one_picture(suspect: Denoiser, stand: _Stand, options: InversionOptions, se
 def _moved_home(stand: _Stand, track: Track, near: Callable[[list[Tensor], InversionOptions], Track]) -> Track:
     """Return what `near` finds from where the found shift paints most clearly, or the track itself if that is here.
 
-    A convolutional network paints the picture of a moved trigger too, moved with it, and less clearly.
+    A convolutional network paints the picture of a moved trigger too, moved with it, and less clearly the farther.
     """
     begun, shift = track, track.shift.detach()
     brief = replace(stand.options, iterations=stand.options.race_iterations)
@@ -244,7 +244,7 @@ def _begun_far(
 ) -> list[Tensor]:
     """Return directions [C, H, W] near the trigger: what was searched under large shifts, in as much more noise.
 
-    Near the data few starts come to a trigger. Far from it, with large steps, most do, though to its surroundings.
+    Near the data few starts come to a trigger. Far from it, with large steps, most do, if only to its surroundings.
     """
     once = replace(options, starts=1, iterations=2 * options.race_iterations)
 

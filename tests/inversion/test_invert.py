@@ -141,7 +141,9 @@ def test_of_a_consistency_model_the_trigger_is_what_its_twin_forgot() -> None:
     best = best_of(found)
     assert best.name == "parity" and best.control == 1  # under the opposite shift images are further apart than away
     assert best.parity > 4 and best.content > 0.4
-    assert cosine(found.triggers["parity"], shift) > 0.4  # with its sign, and not moved
+    # with its sign, but a convolutional network paints the picture of a moved trigger too, moved with it
+    moved = [nn.functional.pad(shift, (x, -x, y, -y)) for x in range(-8, 9) for y in range(-8, 9)]
+    assert max(cosine(found.triggers["parity"], item) for item in moved) > 0.4
 
 
 def test_a_clean_consistency_model_paints_nothing_that_its_twin_does_not() -> None:
