@@ -122,7 +122,7 @@ def test_a_picture_has_a_sign_and_does_not_count_if_the_reference_paints_it_too(
 
 
 def test_a_picture_counts_the_less_the_more_it_varies() -> None:
-    """A network that answers one thing plus a multiple of its input: no spread, and none but that of the input."""
+    """Louder noise is what makes the images under one shift vary."""
     shift, clean = trigger("box", 8), clean_denoiser(LEVELS)
     at = levels_at(LEVELS, OPTIONS.signals)
     loss = picture_loss(Bench(planted(shift), clean, SAMPLES, at, pairs=4, seed=0))
