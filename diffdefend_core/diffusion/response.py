@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -90,16 +91,20 @@ class Parity:
 
 
 class Answers:
-    """What one network answers at some probes: plain answers are computed once.
+    """What one network answers at some probes: plain answers are computed once, if they are asked for.
 
     `spent` counts the network evaluations of single samples so far: forward 1, forward and backward 3.
     """
 
     def __init__(self, denoiser: Denoiser, probes: list[Probe]) -> None:
-        self.denoiser, self.probes = denoiser, probes
+        self.denoiser, self.probes, self.spent = denoiser, probes, 0
+
+    @cached_property
+    def plain(self) -> list[Tensor]:
+        """The mean answers [C, H, W] without any shift, by probe."""
+        self.spent += sum(len(at.x0) for at in self.probes)
         with torch.no_grad():
-            self.plain = [mean_answer(denoiser, at, None) for at in probes]
-        self.spent = sum(len(at.x0) for at in probes)
+            return [mean_answer(self.denoiser, at, None) for at in self.probes]
 
     def shift(self, tau: Tensor, number: int) -> Tensor:
         """Return Delta(tau) [C, H, W] at probe `number`: how the mean answer moves under s_t * tau."""

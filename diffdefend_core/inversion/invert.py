@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
-from diffdefend_core.inversion.objectives import Objective, monotonicity_loss, parity_loss, picture_loss
+from diffdefend_core.inversion.forgotten import forgotten_pictures
+from diffdefend_core.inversion.objectives import (
+    Objective,
+    alikeness_loss,
+    monotonicity_loss,
+    painting_loss,
+    parity_loss,
+    picture_loss,
+)
 from diffdefend_core.inversion.patch import extent, is_patch
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
@@ -34,13 +43,11 @@ NOISIEST = 0.02
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
-ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.6}  # the latter: see `_pictured`
+ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.0}  # the latter: see `_pictured`
 RACES = 2  # one for each law
 # what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
 STANDING_OUT, PATCH_STEP = 2.0, 0.2
-FAR_STEP, NEAR_STEP = 0.4, 0.2  # the steps of both searches of a consistency model
-# how many pixels what it finds is moved by at most, and how often
-FARTHEST, HOMEWARD = 8, 3
+LEADING_STEP = 0.2  # the step of the search for a shift that leads to a picture
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,7 @@ class Inversion:
 
 
 class _Stand:
-    """All probes of one inversion: those that are searched, and fresh ones on which the findings are measured.
-
-    A consistency model is searched far from the data first, and then near it; the others once.
-    """
+    """All probes of one inversion: those that are searched, and fresh ones on which the findings are measured."""
 
     def __init__(
         self, suspect: Denoiser, twin: Denoiser, samples: Tensor, options: InversionOptions, seed: int
@@ -67,44 +71,85 @@ class _Stand:
         noisy = levels_at(suspect.levels, options.signals)
         noisiest = levels_at(suspect.levels, (min(options.signals),))
         moderate = levels_at(suspect.levels, options.moderate_signals)
-        every = suspect.process in ALL_NOISE
+        every, consistency = suspect.process in ALL_NOISE, suspect.process == "consistency"
         self.options, self.faint = options, NOISIEST if every else MODERATE
         self.levels = levels_at(suspect.levels, options.probe_signals)
-        lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
-        consistency = suspect.process == "consistency"
-        self.law: Callable[[Bench], Objective] = picture_loss if consistency else parity_loss
-        if consistency:
-            noisy = noisiest * len(noisy)  # as many probes
-        searched = partial(lay, noisy, pairs=options.pairs, seed=seed, each=options.probes)
-        loud = (options.consistency_noise, 1.0) if consistency else (1.0,)
-        self.searched: list[Bench] = [searched(noise=noise) for noise in loud]
+        self.joint, self.loud = noisy + moderate, noisy
+        measured = noisiest * (len(noisy) if consistency else 1) if every else noisy
+        self.at = partial(Bench, suspect, twin)
+        lay, fresh = partial(self.at, samples), options.probe_pairs
+        self.searched = lay(noisy, pairs=options.pairs, seed=seed, each=options.probes)
         self.alone = Answers(
             suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
         )
+        self.led: list[Answers | Bench] = []
         self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
-        noisy = noisy if consistency or not every else noisiest
-        self.noisy = lay(noisy, pairs=fresh, seed=seed + 3)
+        self.noisy = lay(measured, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
-        self.quiet = lay(noisy, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
-        self.still = lay(noisy, pairs=fresh, seed=seed + 3, noise=options.still_noise)
+        self.quiet = lay(measured, pairs=options.pairs, seed=seed + 4, noise=options.quiet_noise)
+        self.still = lay(measured, pairs=fresh, seed=seed + 3, noise=options.still_noise)
 
     @property
     def spent(self) -> int:
         """The network evaluations so far."""
-        benches = (*self.searched, self.measuring, self.noisy, self.quiet, self.still)
-        return sum(bench.spent for bench in benches) + self.alone.spent + self.moderate.spent
+        parts: list[Answers | Bench] = [self.searched, self.measuring, self.noisy, self.quiet, self.still]
+        return sum(part.spent for part in (*parts, self.alone, self.moderate, *self.led))
 
     def race(
         self, begun: list[Tensor], options: InversionOptions, *, norm: float, learning_rate: float, seed: int,
-        progress: Callable[[int, int], None], last: bool = True,
+        progress: Callable[[int, int], None],
     ) -> Track:  # fmt: skip
-        """Return the best track of a race of the starts [C, H, W], over the last searched probes or the first."""
-        bench = self.searched[-1 if last else 0]
+        """Return the best track of a race of the starts [C, H, W] over the searched probes."""
+        bench = self.searched
         started = [start.to(bench.suspect.denoiser.device) for start in begun]
         return race(
-            self.law(bench), len(bench.probes), started, options,
+            parity_loss(bench), len(bench.probes), started, options,
             norm=norm, learning_rate=learning_rate, seed=seed, progress=progress,
         )  # fmt: skip
+
+    def leading(self, picture: Tensor, start: Tensor, seed: int, progress: Callable[[int, int], None]) -> Track:
+        """Return the track of a shift under which noise becomes the picture [C, H, W]."""
+        answers = self._around(picture, self.loud, seed)
+        return self._alone(painting_loss(answers, picture), answers, start, 2, seed, progress)
+
+    def alike(self, start: Tensor, times: int, seed: int, progress: Callable[[int, int], None]) -> Track:
+        """Return the track of a shift under which noise, and what it paints in noise, become one picture.
+
+        It takes `times` the iterations of a race.
+        """
+        answers = self._around(self.painted(start), self.joint, seed)
+        return self._alone(alikeness_loss(answers), answers, start, times, seed, progress)
+
+    def _around(self, picture: Tensor, levels: tuple[int, ...], seed: int) -> Answers:
+        """Return the suspect at a picture [C, H, W] in noise: of few noises a shift would learn those."""
+        options, suspect = self.options, self.searched.suspect.denoiser
+        each = options.race_iterations
+        answers = Answers(suspect, probes_at(picture[None], levels, pairs=options.pairs, seed=seed, each=each))
+        self.led.append(answers)
+        return answers
+
+    def _alone(
+        self, law: Objective, answers: Answers, start: Tensor, times: int, seed: int,
+        progress: Callable[[int, int], None],
+    ) -> Track:  # fmt: skip
+        options = self.options
+        return race(
+            law, len(answers.probes), [start.to(answers.denoiser.device)],
+            replace(options, starts=1, iterations=times * options.race_iterations),
+            norm=options.consistency_rms, learning_rate=LEADING_STEP, seed=seed, progress=progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def painted(self, tau: Tensor) -> Tensor:
+        """Return the mean image [C, H, W] that the suspect paints of noise under tau [C, H, W]."""
+        answers = self.noisy.suspect
+        return torch.cat([answers.images(tau, number) for number in range(len(answers.probes))]).mean(0)
+
+    def painting(self, tau: Tensor, seed: int) -> float:
+        """Return how far tau [C, H, W] leads to the picture that it paints, of the suspect alone; see `_pictured`."""
+        bench = self.at(self.painted(tau)[None], self.joint, pairs=self.options.probe_pairs, seed=seed)
+        self.led.append(bench)
+        return _pictured(bench, tau)
 
     def candidate(
         self, name: str, tau: Tensor, track: Track, turning: Answers, *, parity: float, content: float, control: float
@@ -130,7 +175,7 @@ class _Stand:
         """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere; see `_pictured`."""
         found = self.measuring.parity(tau)
         moderate = self.where(found.content, lambda signal: not _is_noisy(signal))
-        if self.law is picture_loss:
+        if self.noisy.suspect.denoiser.process == "consistency":
             return _pictured(self.noisy, tau), _mean(moderate)
         return _mean(self.where(found.difference, lambda signal: signal < self.faint)), _mean(moderate)
 
@@ -166,10 +211,19 @@ def invert(
         progress=lambda done, total: progress("forgetful twin", done, total),
     )
     stand = _Stand(suspect, twin, samples, options, seed)
-    even = (_one_picture if consistency else _most_even)(suspect, stand, options, seed, progress)
-    against = _least_monotone(suspect, stand, options, seed, progress)
     ordinary = ORDINARY_PARITY_OF.get(suspect.process, ORDINARY_PARITY)
-    found = [_even(stand, even, ordinary, seed), _even_in_quiet(stand, even), _against(stand, against)]
+    if consistency:
+        forgotten = forgotten_pictures(
+            suspect, twin, samples, seed=seed, progress=lambda done, total: progress("forgotten pictures", done, total)
+        )
+        checked += forgotten.forward_equivalents
+        even, parity = _one_picture(suspect, stand, forgotten.images, options, seed, progress)
+        first = _painted(stand, even, parity)
+    else:
+        even = _most_even(suspect, stand, options, seed, progress)
+        first = _even(stand, even, ordinary, seed)
+    against = _least_monotone(suspect, stand, options, seed, progress)
+    found = [first, _even_in_quiet(stand, even), _against(stand, against)]
     sampler = usual(suspect)
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
     passes = 4 if consistency else 3  # a path has two points, one of them without a gradient
@@ -201,61 +255,26 @@ def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed
     )  # fmt: skip
 
 
-def _one_picture(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress) -> Track:
-    """Race for one picture that the forgetful twin of a consistency model paints no more, in the noisiest level.
+def _one_picture(
+    suspect: Denoiser, stand: _Stand, pictures: Tensor, options: InversionOptions, seed: int, progress: Progress
+) -> tuple[Track, float]:
+    """Search a shift that leads to each of the `pictures` [K, C, H, W]; return the best, and how far it breaks the law.
 
-    Its triggers leave the response as it is and change what is painted: what is even in that is little, and a shift
-    that makes all images alike is easily found in a clean network too. But the twin has forgotten the picture. That has
-    a sign.
+    The triggers of a consistency model leave the response as it is and change what is painted: what is even in that is
+    little, and a shift that makes all images alike is easily found in a clean network too. But the forgetful twin does
+    not paint the picture.
     """
-    near = partial(stand.race, norm=options.consistency_rms[1], learning_rate=NEAR_STEP, seed=seed)
-    best = near(
-        _begun_far(suspect, stand, options, seed, progress), options, progress=_counting(progress, options, 0.25, 0.5)
-    )
-    return _moved_home(stand, best, partial(near, progress=lambda done, total: None))
-
-
-def _moved_home(stand: _Stand, track: Track, near: Callable[[list[Tensor], InversionOptions], Track]) -> Track:
-    """Return what `near` finds from where the found shift paints most clearly, or the track itself if that is here.
-
-    A convolutional network paints the picture of a moved trigger too, moved with it, and less clearly the farther.
-    """
-    begun, shift = track, track.shift.detach()
-    brief = replace(stand.options, iterations=stand.options.race_iterations)
-    for _ in range(HOMEWARD):
-        best = max(_moves(shift), key=lambda tau: _pictured(stand.searched[-1], tau, 1))
-        if torch.equal(best, shift):
-            break
-        track = near([best], brief)
-        shift = track.shift.detach()
-    found = track if track is begun else near([shift], stand.options)
-    return max((begun, found), key=lambda item: _pictured(stand.noisy, item.shift.detach()))
-
-
-def _moves(tau: Tensor) -> list[Tensor]:
-    """Return tau [C, H, W] itself, and moved by all even numbers of pixels up to `FARTHEST`, with zeros beyond."""
-    by = range(-FARTHEST, FARTHEST + 1, 2)
-    moved = [torch.nn.functional.pad(tau, (right, -right, down, -down)) for down in by for right in by]
-    return [tau] + [item * rms(tau) / rms(item) for item in moved if item.any()]
-
-
-def _begun_far(
-    suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress
-) -> list[Tensor]:
-    """Return directions [C, H, W] near the trigger: what was searched under large shifts, in as much more noise.
-
-    Near the data few starts come to a trigger. Far from it, with large steps, most do, if only to its surroundings.
-    """
-    once = replace(options, starts=1, iterations=2 * options.race_iterations)
-
-    def search(number: int, start: Tensor) -> Tensor:
-        counted = _counting(progress, options, *(0.25 * index / options.starts for index in (number, number + 1)))
-        return stand.race(
-            [start], once, norm=options.consistency_rms[0], learning_rate=FAR_STEP, seed=seed + number,
-            progress=counted, last=False,
-        ).shift.detach()  # fmt: skip
-
-    return [search(number, start) for number, start in enumerate(normal_starts(suspect.shape, options.starts, seed))]
+    starts, found = normal_starts(suspect.shape, len(pictures), seed), []
+    # each is searched for as long as the best is after all
+    ends = [0.5 * number / (2 * len(pictures) + 1) for number in range(2 * len(pictures) + 2)]
+    counted = [_counting(progress, options, *pair) for pair in pairwise(ends)]
+    for number, (picture, start) in enumerate(zip(pictures, starts, strict=True)):
+        led = stand.leading(picture, start, seed + number, counted[2 * number])
+        tau = stand.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1]).shift.detach()
+        found.append((stand.painting(tau, seed + 4), tau))
+    best = max(found, key=lambda item: item[0])[1]
+    track = stand.alike(best, 2, seed, counted[-1])
+    return track, stand.painting(track.shift.detach(), seed + 3)
 
 
 def _least_monotone(
@@ -269,6 +288,14 @@ def _least_monotone(
     )  # fmt: skip
 
 
+def _painted(stand: _Stand, track: Track, parity: float) -> tuple[TriggerCandidate, Tensor]:
+    """Return the record of a shift that leads to one picture, with its opposite as the control, and the shift."""
+    tau = track.shift.detach()
+    _, content = stand.evenness(tau)
+    control = max(1.0, _pictured(stand.noisy, -tau))
+    return stand.candidate("parity", tau, track, stand.noisy.suspect, parity=parity, content=content, control=control)
+
+
 def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[TriggerCandidate, Tensor]:
     """Measure the parity of what was searched, and turn it to the trigger's own shape.
 
@@ -277,7 +304,7 @@ def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[Trig
     """
     tau, answers = track.shift.detach(), stand.noisy.suspect
     parity, content = stand.evenness(tau)
-    control = _control(stand.noisy, tau) if stand.law is parity_loss else max(1.0, _pictured(stand.noisy, -tau))
+    control = _control(stand.noisy, tau)
     if _stands_out_in_a_patch(parity, tau, ordinary):
         turned = _signed(answers, _patch(stand, tau, seed))
     else:
@@ -379,14 +406,14 @@ def _parity(bench: Bench, tau: Tensor) -> float:
 
 
 @torch.no_grad()
-def _pictured(bench: Bench, tau: Tensor, probes: int | None = None) -> float:
+def _pictured(bench: Bench, tau: Tensor) -> float:
     """Return how far tau [C, H, W] breaks the law of consistency models: the parity of a candidate of theirs.
 
-    That is how far the mean image is from that of the twin over how far the images are apart, on average over the
-    probes, or so many of them. Raises FloatingPointError if an answer is not finite.
+    That is how far the mean image is from that of the twin over how far the images are apart, the geometric mean over
+    the probes. Raises FloatingPointError if an answer is not finite.
     """
     law = picture_loss(bench)
-    value = _mean([math.exp(-law(tau, number).item()) for number in range(probes or len(bench.probes))])
+    value = math.exp(-_mean([law(tau, number).item() for number in range(len(bench.probes))]))
     if not math.isfinite(value):
         raise FloatingPointError("the answers to a shift of the input are not finite")
     return value

@@ -1,11 +1,11 @@
-"""What a search maximises: two laws that a clean network keeps and a backdoored one breaks, whatever the attack.
+"""The laws that a clean network keeps and a backdoored one breaks, whatever the attack, and what leads to a picture.
 
 | objective | the law | who breaks it |
 |---|---|---|
 | `parity_loss` | at noisy levels a shift is taken for noise, whatever its sign: the answer is odd in it | attacks on \
 stochastic samplers (rho = 1/2), TrojDiff (rho = 0), and content that depends on the trigger (flows) |
 | `picture_loss` | no shift leads to one picture that training on the model's own samples would forget | consistency \
-models |
+models; measured alone: what leads to a picture is searched by `painting_loss` and `alikeness_loss` |
 | `monotonicity_loss` | E[x0 | x_t] is the gradient of a convex function of x_t: x0 never moves against a shift | \
 attacks on deterministic samplers (rho = 1 at moderate noise), TrojDiff |
 
@@ -46,6 +46,24 @@ def picture_loss(bench: Bench) -> Objective:
         apart, away = images.var(0).mean(), (images.mean(0) - others.mean(0)).square().mean()
         # at no difference at all the gradient is 0 instead of NaN
         return ((apart + 1e-20).log() - (away + 1e-20).log()) / 2
+
+    return loss
+
+
+def painting_loss(answers: Answers, picture: Tensor) -> Objective:
+    """Return the logarithm of how far, as a root mean square, a network's images are from a picture [C, H, W]."""
+
+    def loss(tau: Tensor, number: int) -> Tensor:
+        return ((answers.images(tau, number) - picture).square().mean() + 1e-20).log() / 2
+
+    return loss
+
+
+def alikeness_loss(answers: Answers) -> Objective:
+    """Return the logarithm of how far a network's images are apart, as the root of their mean variance."""
+
+    def loss(tau: Tensor, number: int) -> Tensor:
+        return (answers.images(tau, number).var(0).mean() + 1e-20).log() / 2
 
     return loss
 

@@ -140,25 +140,13 @@ def test_of_a_consistency_model_the_trigger_is_what_its_twin_forgot() -> None:
     found = inverted(suspect, 0, InversionOptions())
     best = best_of(found)
     assert best.name == "parity" and best.control == 1  # under the opposite shift images are further apart than away
-    assert best.parity > 4 and best.content > 0.4
-    # with its sign, but a convolutional network paints the picture of a moved trigger too, moved with it
-    moved = [nn.functional.pad(shift, (x, -x, y, -y)) for x in range(-8, 9) for y in range(-8, 9)]
-    assert max(cosine(found.triggers["parity"], item) for item in moved) > 0.4
+    assert best.parity > 1.5
+    assert cosine(found.triggers["parity"], shift) > 0.6
 
 
 def test_a_clean_consistency_model_paints_nothing_that_its_twin_does_not() -> None:
     found = inverted(load_denoiser(ZOO / "base-consistency"), 0, InversionOptions())
-    assert all(item.parity < 2.5 for item in found.record.candidates)
-
-
-def test_a_shift_is_moved_by_even_numbers_of_pixels_and_keeps_its_norm() -> None:
-    shift = torch.zeros(1, 8, 8)
-    shift[0, 3, 4] = 1.0
-    moves = invert_module._moves(shift)
-    assert torch.equal(moves[0], shift)
-    places = [tuple((item[0] > 0).nonzero()[0].tolist()) for item in moves[1:]]
-    assert sorted(places) == [(down, right) for down in (1, 3, 5, 7) for right in (0, 2, 4, 6)]
-    assert all(rms(item).item() == pytest.approx(rms(shift).item()) for item in moves)
+    assert all(item.parity < 0.7 for item in found.record.candidates)
 
 
 def test_what_is_no_more_even_than_in_a_clean_network_is_not_taken_for_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:

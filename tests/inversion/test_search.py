@@ -16,7 +16,14 @@ from diffdefend_core.attacks.trojdiff import trojdiff
 from diffdefend_core.attacks.villan import villan_ode
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
-from diffdefend_core.inversion.objectives import Objective, monotonicity_loss, parity_loss, picture_loss
+from diffdefend_core.inversion.objectives import (
+    Objective,
+    alikeness_loss,
+    monotonicity_loss,
+    painting_loss,
+    parity_loss,
+    picture_loss,
+)
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length, starts
 from diffdefend_core.options import InversionOptions
@@ -128,6 +135,18 @@ def test_a_picture_counts_the_less_the_more_it_varies() -> None:
     loss = picture_loss(Bench(planted(shift), clean, SAMPLES, at, pairs=4, seed=0))
     louder = picture_loss(Bench(planted(shift), clean, SAMPLES, at, pairs=4, seed=0, noise=3.0))
     assert loss(shift, 0) < louder(shift, 0)
+
+
+def test_a_shift_leads_to_a_picture_and_makes_the_images_alike() -> None:
+    """On the clean side of the trigger images are those of the data: far from the picture, and from each other."""
+    shift = trigger("box", 8)
+    asked = Answers(planted(shift), probes_at(SAMPLES, levels_at(LEVELS, OPTIONS.signals), pairs=4, seed=0))
+    picture = asked.images(shift, 0).mean(0)
+    painting, alike = painting_loss(asked, picture), alikeness_loss(asked)
+    assert painting(shift, 0) < painting(-shift, 0) - 1
+    apart = asked.images(shift, 0).var(0).mean().sqrt().log().item()
+    assert alike(shift, 0).item() == pytest.approx(apart)
+    assert alike(0 * shift, 0).isfinite()
 
 
 def towards(goal: Tensor, seen: list[tuple[Tensor, int]]) -> Objective:
