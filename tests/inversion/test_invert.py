@@ -23,6 +23,7 @@ from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.errors import ModelRejectedError
 from diffdefend_core.inversion import Inversion, invert, own_samples
+from diffdefend_core.inversion.forgotten import MOST
 from diffdefend_core.inversion.invert import controls
 from diffdefend_core.inversion.refine import cosine
 from diffdefend_core.loading.build import load_denoiser
@@ -209,7 +210,9 @@ def test_progress_names_the_work_and_counts_both_searches_as_one() -> None:
     seen.clear()
     invert(small_of("consistency"), "a" * 64, OPTIONS, seed=0, progress=lambda *step: seen.append(step))
     search = [step for step in seen if step[0] == "search"]
-    assert len(search) == 3 * 2 * 8 + 2 * each and search == sorted(search)
+    assert list(dict.fromkeys(work for work, _, _ in seen))[2:] == ["forgotten pictures", "search"]
+    # towards each picture, and on from the best; then for monotonicity
+    assert len(search) == MOST * 3 * 8 + 2 * 8 + each and search == sorted(search)
     assert search[-1] == ("search", 2 * each, 2 * each)
 
 
