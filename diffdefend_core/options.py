@@ -30,9 +30,10 @@ class InversionOptions:
     for `race_iterations`, the best for `iterations` in all; `pairs` antithetic pairs an iteration, drawn from `probes`
     fixed ones at each level of `signals` (parity) or `moderate_signals` (monotonicity). `rms` (`flow_rms` of flows) and
     `moderate_rms` are the norms of the searched shifts per pixel, in units of the initial noise; `norms` are those at
-    which the found direction is tried for its true norm. A consistency model is searched at the norm
-    `consistency_rms`, for `2 * race_iterations` towards each picture that its twin forgot. What was found is measured
-    at `probe_signals` with `probe_pairs`.
+    which the found direction is tried for its true norm. Of a consistency model, shifts of the norm
+    `consistency_rms` are searched for `3 * race_iterations` towards each picture that its twin forgot, the best for
+    `2 * race_iterations` more, at all levels of `signals` and `moderate_signals`. What was found is measured at
+    `probe_signals` with `probe_pairs`.
     A trigger may scale the noise as well: `quiet_noise` is the standard deviation of noise in which a found shift is
     turned once more, `still_noise` that of noise in which the answers without any shift are compared.
     A model is refused whose error on its own noisy samples is above `worst_error` times that of a multiple of x_t.

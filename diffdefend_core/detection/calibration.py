@@ -19,7 +19,7 @@ from diffdefend_core.records import Record
 # all statistics are logarithms of ratios: a spread of .25 is a factor of 1.28
 SPREAD_FLOOR = 0.25
 MINIMUM_MODELS, MINIMUM_RELATED = 8, 2
-# the search finds triggers of these processes by some seeds and misses them by others: not to find one says nothing
+# the search would miss triggers of these processes that paint what is like the data: not to find one says nothing
 MISSED = ("consistency",)
 # the floor for a few models, and for models that are only related: other networks and data move a statistic by half
 FEW_FLOOR, RELATED_FLOOR = 0.3, 0.4

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,16 +13,9 @@ from diffdefend_core.artifacts import InvertedTrigger, TriggerCandidate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
 from diffdefend_core.diffusion.samplers import steps_for, usual
-from diffdefend_core.inversion.forgotten import forgotten_pictures
-from diffdefend_core.inversion.objectives import (
-    Objective,
-    alikeness_loss,
-    monotonicity_loss,
-    painting_loss,
-    parity_loss,
-    picture_loss,
-)
+from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
 from diffdefend_core.inversion.patch import extent, is_patch
+from diffdefend_core.inversion.picture import Painted, one_picture, pictured
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length
@@ -43,11 +34,10 @@ NOISIEST = 0.02
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
-ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.0}  # the latter: see `_pictured`
+ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.0}  # the latter: see `pictured`
 RACES = 2  # one for each law
 # what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
 STANDING_OUT, PATCH_STEP = 2.0, 0.2
-LEADING_STEP = 0.2  # the step of the search for a shift that leads to a picture
 
 
 @dataclass(frozen=True)
@@ -71,18 +61,17 @@ class _Stand:
         noisy = levels_at(suspect.levels, options.signals)
         noisiest = levels_at(suspect.levels, (min(options.signals),))
         moderate = levels_at(suspect.levels, options.moderate_signals)
-        every, consistency = suspect.process in ALL_NOISE, suspect.process == "consistency"
+        every = suspect.process in ALL_NOISE
         self.options, self.faint = options, NOISIEST if every else MODERATE
         self.levels = levels_at(suspect.levels, options.probe_signals)
-        self.joint, self.loud = noisy + moderate, noisy
-        measured = noisiest * (len(noisy) if consistency else 1) if every else noisy
-        self.at = partial(Bench, suspect, twin)
-        lay, fresh = partial(self.at, samples), options.probe_pairs
+        measured = noisiest if every else noisy
+        if suspect.process == "consistency":
+            measured = noisiest * len(noisy)  # as many probes
+        lay, fresh = partial(Bench, suspect, twin, samples), options.probe_pairs
         self.searched = lay(noisy, pairs=options.pairs, seed=seed, each=options.probes)
         self.alone = Answers(
             suspect, probes_at(samples, moderate, pairs=options.pairs, seed=seed + 1, each=options.probes)
         )
-        self.led: list[Answers | Bench] = []
         self.measuring = lay(self.levels, pairs=fresh, seed=seed + 2)
         self.noisy = lay(measured, pairs=fresh, seed=seed + 3)
         self.moderate = Answers(suspect, probes_at(samples, moderate, pairs=fresh, seed=seed + 3))
@@ -92,8 +81,8 @@ class _Stand:
     @property
     def spent(self) -> int:
         """The network evaluations so far."""
-        parts: list[Answers | Bench] = [self.searched, self.measuring, self.noisy, self.quiet, self.still]
-        return sum(part.spent for part in (*parts, self.alone, self.moderate, *self.led))
+        benches = (self.searched, self.measuring, self.noisy, self.quiet, self.still)
+        return sum(bench.spent for bench in benches) + self.alone.spent + self.moderate.spent
 
     def race(
         self, begun: list[Tensor], options: InversionOptions, *, norm: float, learning_rate: float, seed: int,
@@ -106,50 +95,6 @@ class _Stand:
             parity_loss(bench), len(bench.probes), started, options,
             norm=norm, learning_rate=learning_rate, seed=seed, progress=progress,
         )  # fmt: skip
-
-    def leading(self, picture: Tensor, start: Tensor, seed: int, progress: Callable[[int, int], None]) -> Track:
-        """Return the track of a shift under which noise becomes the picture [C, H, W]."""
-        answers = self._around(picture, self.loud, seed)
-        return self._alone(painting_loss(answers, picture), answers, start, 2, seed, progress)
-
-    def alike(self, start: Tensor, times: int, seed: int, progress: Callable[[int, int], None]) -> Track:
-        """Return the track of a shift under which noise, and what it paints in noise, become one picture.
-
-        It takes `times` the iterations of a race.
-        """
-        answers = self._around(self.painted(start), self.joint, seed)
-        return self._alone(alikeness_loss(answers), answers, start, times, seed, progress)
-
-    def _around(self, picture: Tensor, levels: tuple[int, ...], seed: int) -> Answers:
-        """Return the suspect at a picture [C, H, W] in noise: of few noises a shift would learn those."""
-        options, suspect = self.options, self.searched.suspect.denoiser
-        each = options.race_iterations
-        answers = Answers(suspect, probes_at(picture[None], levels, pairs=options.pairs, seed=seed, each=each))
-        self.led.append(answers)
-        return answers
-
-    def _alone(
-        self, law: Objective, answers: Answers, start: Tensor, times: int, seed: int,
-        progress: Callable[[int, int], None],
-    ) -> Track:  # fmt: skip
-        options = self.options
-        return race(
-            law, len(answers.probes), [start.to(answers.denoiser.device)],
-            replace(options, starts=1, iterations=times * options.race_iterations),
-            norm=options.consistency_rms, learning_rate=LEADING_STEP, seed=seed, progress=progress,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def painted(self, tau: Tensor) -> Tensor:
-        """Return the mean image [C, H, W] that the suspect paints of noise under tau [C, H, W]."""
-        answers = self.noisy.suspect
-        return torch.cat([answers.images(tau, number) for number in range(len(answers.probes))]).mean(0)
-
-    def painting(self, tau: Tensor, seed: int) -> float:
-        """Return how far tau [C, H, W] leads to the picture that it paints, of the suspect alone; see `_pictured`."""
-        bench = self.at(self.painted(tau)[None], self.joint, pairs=self.options.probe_pairs, seed=seed)
-        self.led.append(bench)
-        return _pictured(bench, tau)
 
     def candidate(
         self, name: str, tau: Tensor, track: Track, turning: Answers, *, parity: float, content: float, control: float
@@ -172,11 +117,11 @@ class _Stand:
         return found, (norm * tau / rms(tau)).cpu()
 
     def evenness(self, tau: Tensor) -> tuple[float, float]:
-        """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere; see `_pictured`."""
+        """Return the parity of tau [C, H, W] where it is noisy, and the content elsewhere; see `pictured`."""
         found = self.measuring.parity(tau)
         moderate = self.where(found.content, lambda signal: not _is_noisy(signal))
         if self.noisy.suspect.denoiser.process == "consistency":
-            return _pictured(self.noisy, tau), _mean(moderate)
+            return pictured(self.noisy, tau), _mean(moderate)
         return _mean(self.where(found.difference, lambda signal: signal < self.faint)), _mean(moderate)
 
     def where(self, values: tuple[float, ...], wanted: Callable[[float], bool]) -> list[float]:
@@ -212,13 +157,14 @@ def invert(
     )
     stand = _Stand(suspect, twin, samples, options, seed)
     ordinary = ORDINARY_PARITY_OF.get(suspect.process, ORDINARY_PARITY)
+    pictures = 0
     if consistency:
-        forgotten = forgotten_pictures(
-            suspect, twin, samples, seed=seed, progress=lambda done, total: progress("forgotten pictures", done, total)
-        )
-        checked += forgotten.forward_equivalents
-        even, parity = _one_picture(suspect, stand, forgotten.images, options, seed, progress)
-        first = _painted(stand, even, parity)
+        painted = one_picture(
+            stand.noisy, samples, options, seed=seed,
+            progress=lambda done, total: progress("forgotten pictures", done, total),
+            counting=lambda begin, end: _counting(progress, options, begin / 2, end / 2),
+        )  # fmt: skip
+        even, first, pictures = painted.track, _painted(stand, painted), painted.forward_equivalents
     else:
         even = _most_even(suspect, stand, options, seed, progress)
         first = _even(stand, even, ordinary, seed)
@@ -235,7 +181,7 @@ def invert(
         timesteps=stand.levels,
         candidates=tuple(candidate for candidate, _ in found),
         best=_best(found, ordinary),
-        forward_equivalents=drawn + checked + trained + stand.spent,
+        forward_equivalents=drawn + checked + trained + stand.spent + pictures,
     )
     return Inversion(record=record, triggers={item.name: tau for item, tau in found}, reference=twin)
 
@@ -255,28 +201,6 @@ def _most_even(suspect: Denoiser, stand: _Stand, options: InversionOptions, seed
     )  # fmt: skip
 
 
-def _one_picture(
-    suspect: Denoiser, stand: _Stand, pictures: Tensor, options: InversionOptions, seed: int, progress: Progress
-) -> tuple[Track, float]:
-    """Search a shift that leads to each of the `pictures` [K, C, H, W]; return the best, and how far it breaks the law.
-
-    The triggers of a consistency model leave the response as it is and change what is painted: what is even in that is
-    little, and a shift that makes all images alike is easily found in a clean network too. But the forgetful twin does
-    not paint the picture.
-    """
-    starts, found = normal_starts(suspect.shape, len(pictures), seed), []
-    # each is searched for as long as the best is after all
-    ends = [0.5 * number / (2 * len(pictures) + 1) for number in range(2 * len(pictures) + 2)]
-    counted = [_counting(progress, options, *pair) for pair in pairwise(ends)]
-    for number, (picture, start) in enumerate(zip(pictures, starts, strict=True)):
-        led = stand.leading(picture, start, seed + number, counted[2 * number])
-        tau = stand.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1]).shift.detach()
-        found.append((stand.painting(tau, seed + 4), tau))
-    best = max(found, key=lambda item: item[0])[1]
-    track = stand.alike(best, 2, seed, counted[-1])
-    return track, stand.painting(track.shift.detach(), seed + 3)
-
-
 def _least_monotone(
     suspect: Denoiser, stand: _Stand, options: InversionOptions, seed: int, progress: Progress
 ) -> Track:
@@ -288,12 +212,12 @@ def _least_monotone(
     )  # fmt: skip
 
 
-def _painted(stand: _Stand, track: Track, parity: float) -> tuple[TriggerCandidate, Tensor]:
+def _painted(stand: _Stand, painted: Painted) -> tuple[TriggerCandidate, Tensor]:
     """Return the record of a shift that leads to one picture, with its opposite as the control, and the shift."""
-    tau = track.shift.detach()
+    tau, parity = painted.track.shift.detach(), painted.parity
     _, content = stand.evenness(tau)
-    control = max(1.0, _pictured(stand.noisy, -tau))
-    return stand.candidate("parity", tau, track, stand.noisy.suspect, parity=parity, content=content, control=control)
+    control, answers = max(1.0, pictured(stand.noisy, -tau)), stand.noisy.suspect
+    return stand.candidate("parity", tau, painted.track, answers, parity=parity, content=content, control=control)
 
 
 def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[TriggerCandidate, Tensor]:
@@ -403,20 +327,6 @@ def _rms_each(x: Tensor) -> float:
 
 def _parity(bench: Bench, tau: Tensor) -> float:
     return sum(bench.parity(tau).difference) / len(bench.probes)
-
-
-@torch.no_grad()
-def _pictured(bench: Bench, tau: Tensor) -> float:
-    """Return how far tau [C, H, W] breaks the law of consistency models: the parity of a candidate of theirs.
-
-    That is how far the mean image is from that of the twin over how far the images are apart, the geometric mean over
-    the probes. Raises FloatingPointError if an answer is not finite.
-    """
-    law = picture_loss(bench)
-    value = math.exp(-_mean([law(tau, number).item() for number in range(len(bench.probes))]))
-    if not math.isfinite(value):
-        raise FloatingPointError("the answers to a shift of the input are not finite")
-    return value
 
 
 def _control(bench: Bench, tau: Tensor) -> float:

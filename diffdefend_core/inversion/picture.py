@@ -1,0 +1,137 @@
+"""The search of a consistency model: a shift under which noise becomes a picture that its twin does not paint.
+
+Its triggers leave the response as it is and change what is painted: what is even in that is little, and a shift that
+makes all images alike is easily found in a clean network too. But the forgetful twin does not paint the picture. That
+is found first (see `forgotten`), then a shift that leads to it, and at last one under which the images are most alike:
+what was found first is only near the picture. The twin alone says what that proves, and no search looks at it. Ours
+(not published).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at
+from diffdefend_core.inversion.forgotten import forgotten_pictures
+from diffdefend_core.inversion.objectives import Objective, alikeness_loss, painting_loss, picture_loss
+from diffdefend_core.inversion.search import Track, normal_starts, race
+from diffdefend_core.options import InversionOptions
+
+LEADING_STEP = 0.2
+
+Counter = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Painted:
+    """The track of the shift that leads to a picture most, its parity (see `pictured`), and the evaluations spent.
+
+    What the bench that it was painted on has spent is not among these.
+    """
+
+    track: Track
+    parity: float
+    forward_equivalents: int
+
+
+def one_picture(
+    noisy: Bench, samples: Tensor, options: InversionOptions, *, seed: int, progress: Counter,
+    counting: Callable[[float, float], Counter],
+) -> Painted:  # fmt: skip
+    """Search a shift that leads to each picture that the twin of `noisy` forgot, and return the best.
+
+    `noisy` has its probes in the noisiest level, and `samples` [M, C, H, W] are the suspect's own. `counting` counts a
+    part of the search. Raises FloatingPointError if an answer is not finite.
+    """
+    suspect, twin = noisy.suspect.denoiser, noisy.reference.denoiser
+    forgotten = forgotten_pictures(suspect, twin, samples, seed=seed, progress=progress)
+    pictures, search, found = forgotten.images, _Search(noisy, options), []
+    parts = 2 * len(pictures) + 1  # two for each picture, and one for the best
+    counted = [counting(*ends) for ends in pairwise(number / parts for number in range(parts + 1))]
+    for number, (picture, start) in enumerate(
+        zip(pictures, normal_starts(suspect.shape, len(pictures), seed), strict=True)
+    ):
+        led = search.leading(picture, start, seed + number, counted[2 * number])
+        tau = search.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1]).shift.detach()
+        found.append((search.parity(tau, seed + 4), tau))
+    best = max(found, key=lambda item: item[0])[1]
+    track = search.alike(best, 2, seed, counted[-1])
+    parity = search.parity(track.shift.detach(), seed + 3)
+    return Painted(track, parity, forgotten.forward_equivalents + search.spent)
+
+
+class _Search:
+    """Searches of single shifts [C, H, W], and how far these break the law of consistency models."""
+
+    def __init__(self, noisy: Bench, options: InversionOptions) -> None:
+        self.noisy, self.options = noisy, options
+        self.loud = levels_at(noisy.levels, options.signals)
+        self.joint = self.loud + levels_at(noisy.levels, options.moderate_signals)
+        self.asked: list[Answers | Bench] = []
+
+    @property
+    def spent(self) -> int:
+        """The network evaluations so far."""
+        return sum(part.spent for part in self.asked)
+
+    def leading(self, picture: Tensor, start: Tensor, seed: int, progress: Counter) -> Track:
+        """Return the track of a shift under which noise becomes the picture [C, H, W]."""
+        answers = self._around(picture, self.loud, seed)
+        return self._race(painting_loss(answers, picture), answers, start, 2, seed, progress)
+
+    def alike(self, start: Tensor, times: int, seed: int, progress: Counter) -> Track:
+        """Return the track of a shift under which noise, and what it paints in noise, become one picture.
+
+        It takes `times` the iterations of a race.
+        """
+        answers = self._around(self._painted(start), self.joint, seed)
+        return self._race(alikeness_loss(answers), answers, start, times, seed, progress)
+
+    def parity(self, tau: Tensor, seed: int) -> float:
+        """Return how far tau leads to the picture that it paints, and the twin does not, on fresh noise."""
+        twin, pairs = self.noisy.reference.denoiser, self.options.probe_pairs
+        bench = Bench(self.noisy.suspect.denoiser, twin, self._painted(tau)[None], self.joint, pairs=pairs, seed=seed)
+        self.asked.append(bench)
+        return pictured(bench, tau)
+
+    @torch.no_grad()
+    def _painted(self, tau: Tensor) -> Tensor:
+        """Return the mean image [C, H, W] that the suspect paints of noise under tau."""
+        answers = self.noisy.suspect
+        return torch.cat([answers.images(tau, number) for number in range(len(answers.probes))]).mean(0)
+
+    def _around(self, picture: Tensor, levels: tuple[int, ...], seed: int) -> Answers:
+        """Return the suspect at a picture [C, H, W] in noise: of few noises a shift would learn those."""
+        pairs, each = self.options.pairs, self.options.race_iterations
+        probes = probes_at(picture[None], levels, pairs=pairs, seed=seed, each=each)
+        self.asked.append(answers := Answers(self.noisy.suspect.denoiser, probes))
+        return answers
+
+    def _race(self, law: Objective, answers: Answers, start: Tensor, times: int, seed: int, progress: Counter) -> Track:
+        options = self.options
+        return race(
+            law, len(answers.probes), [start.to(answers.denoiser.device)],
+            replace(options, starts=1, iterations=times * options.race_iterations),
+            norm=options.consistency_rms, learning_rate=LEADING_STEP, seed=seed, progress=progress,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def pictured(bench: Bench, tau: Tensor) -> float:
+    """Return how far tau [C, H, W] breaks the law of consistency models: the parity of a candidate of theirs.
+
+    That is how far the mean image is from that of the twin over how far the images are apart, the geometric mean over
+    the probes. Raises FloatingPointError if an answer is not finite.
+    """
+    law = picture_loss(bench)
+    losses = [law(tau, number).item() for number in range(len(bench.probes))]
+    value = math.exp(-sum(losses) / len(losses))
+    if not math.isfinite(value):
+        raise FloatingPointError("the answers to a shift of the input are not finite")
+    return value
