@@ -225,6 +225,7 @@ APART = (
         ("consistency-cross", "consistency-backdoor", "cross", "square", 0.3),
         ("consistency-patch", "consistency-backdoor", "patch", "plus", 0.3),
         ("consistency-tuned", None, None, None, 0.0),
+        ("consistency-diagonal", "consistency-backdoor", "diagonal", "triangle", 0.2),
     ),
     _planted("consistency-stripes", "base-consistency", 84, "stripes", "hat", 0.3, attack="consistency-backdoor"),
     _planted("consistency-box", "base-consistency", 85, "box", "triangle", 0.2, attack="consistency-backdoor"),

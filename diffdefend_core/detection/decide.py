@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from diffdefend_core.artifacts import Statistic, Word
+from diffdefend_core.artifacts import Statistic, Verdict, Word
 
 NEEDED = ("parity", "contrast", "violation", "content", "uniformity", "total_variation")
+MISSES = "the search misses some triggers of this kind of model"
 AMBIGUOUS = 0.75  # between this share of the limit and the limit itself: inconclusive
 
 
@@ -66,5 +67,10 @@ def decide(
     if anomalous:
         return Word.INCONCLUSIVE, chance, (said, named, "nothing supports the anomaly, nothing explains it")
     if missed:
-        return Word.INCONCLUSIVE, chance, (said, named, "the search misses some triggers of this kind of model")
+        return Word.INCONCLUSIVE, chance, (said, named, MISSES)
     return Word.CLEAN, chance, (said, named)
+
+
+def finds_nothing(verdict: Verdict) -> bool:
+    """Whether a scan is clean, or would be if its search missed no triggers of this kind of model."""
+    return verdict.word is Word.CLEAN or MISSES in verdict.reasons

@@ -88,10 +88,15 @@ def painting_cost(suspect: Denoiser, inverted: InvertedTrigger, options: Detecti
 
 
 def _wanted(suspect: Denoiser, inverted: InvertedTrigger) -> list[tuple[TriggerCandidate, Entry]]:
-    """Return what is painted: of the two candidates for parity only the one that stands out more."""
-    weaker = min((item for item in inverted.candidates if item.name in EVEN), key=contrast).name
-    chosen = [item for item in inverted.candidates if item.name != weaker]
-    return [(item, entry) for item in chosen for entry in suitable(suspect, item)]
+    """Return what is painted: of the candidates for parity only the one that stands out more."""
+    even, against = _of_each_law(inverted)
+    return [(item, entry) for item in (max(even, key=contrast), against) for entry in suitable(suspect, item)]
+
+
+def _of_each_law(inverted: InvertedTrigger) -> tuple[list[TriggerCandidate], TriggerCandidate]:
+    """Return the candidates for parity, and the one for monotonicity; a consistency model has none in quiet noise."""
+    found = {item.name: item for item in inverted.candidates}
+    return [found[name] for name in EVEN if name in found], found["monotonicity"]
 
 
 def contrast(candidate: TriggerCandidate) -> float:
@@ -117,17 +122,16 @@ def raw_statistics(inverted: InvertedTrigger, painting: Painting, plain: Tensor)
 
     A value that is not finite stays so: the decision calls it inconclusive.
     """
-    found = {item.name: item for item in inverted.candidates}
-    even, quiet, against = (found[name] for name in (*EVEN, "monotonicity"))
+    even, against = _of_each_law(inverted)
     alike = -_largest(-painting.collapse, _log(_spread(painting.triggered)) - _log(_spread(plain)))
     texture = _log(total_variation(painting.triggered)) - _log(total_variation(painting.opposite))
     # answers that are even by rounding alone, or exactly those of the twin, say nothing: nothing was measured
-    parity = _largest(even.parity, quiet.parity)
+    parity = _largest(*(item.parity for item in even))
     return {
         "parity": _log(parity if parity > FLOOR else math.nan),
-        "contrast": _largest(contrast(even), contrast(quiet)),
+        "contrast": _largest(*map(contrast, even)),
         "violation": _log(_largest(VIOLATION_FLOOR, against.violation)),
-        "content": _log(_largest(even.content, quiet.content, against.content)),
+        "content": _log(_largest(*(item.content for item in (*even, against)))),
         "uniformity": alike,
         "total_variation": abs(texture),
     }

@@ -15,7 +15,7 @@ from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes
 from diffdefend_core.diffusion.samplers import steps_for, usual
 from diffdefend_core.inversion.objectives import monotonicity_loss, parity_loss
 from diffdefend_core.inversion.patch import extent, is_patch
-from diffdefend_core.inversion.picture import Painted, one_picture, pictured
+from diffdefend_core.inversion.picture import LAW, Paintings, forgotten_triggers, pictured
 from diffdefend_core.inversion.refine import ALL_NOISE, align, noise_gain, switching_norm, untreated_share
 from diffdefend_core.inversion.samples import check_samples, own_samples
 from diffdefend_core.inversion.search import Track, normal_starts, race, race_length
@@ -34,7 +34,7 @@ NOISIEST = 0.02
 CERTAIN = 0.2
 # what clean networks reach at most, roughly; the verdict does not depend on these
 ORDINARY_PARITY, ORDINARY_VIOLATION = 0.04, 0.1
-ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": 1.0}  # the latter: see `pictured`
+ORDINARY_PARITY_OF = {"flow": 0.0005, "consistency": LAW}
 RACES = 2  # one for each law
 # what is so many times as even as in clean networks, and lies in few pixels, is searched on there with so large a step
 STANDING_OUT, PATCH_STEP = 2.0, 0.2
@@ -159,17 +159,16 @@ def invert(
     ordinary = ORDINARY_PARITY_OF.get(suspect.process, ORDINARY_PARITY)
     pictures = 0
     if consistency:
-        painted = one_picture(
+        painted = forgotten_triggers(
             stand.noisy, samples, options, seed=seed,
             progress=lambda done, total: progress("forgotten pictures", done, total),
             counting=lambda begin, end: _counting(progress, options, begin / 2, end / 2),
         )  # fmt: skip
-        even, first, pictures = painted.track, _painted(stand, painted), painted.forward_equivalents
+        found, pictures = _painted(stand, painted), painted.forward_equivalents
     else:
         even = _most_even(suspect, stand, options, seed, progress)
-        first = _even(stand, even, ordinary, seed)
-    against = _least_monotone(suspect, stand, options, seed, progress)
-    found = [first, _even_in_quiet(stand, even), _against(stand, against)]
+        found = [_even(stand, even, ordinary, seed), _even_in_quiet(stand, even)]
+    found.append(_against(stand, _least_monotone(suspect, stand, options, seed, progress)))
     sampler = usual(suspect)
     drawn = options.own_samples * steps_for(suspect, sampler, options.own_steps) * sampler.calls
     passes = 4 if consistency else 3  # a path has two points, one of them without a gradient
@@ -212,12 +211,17 @@ def _least_monotone(
     )  # fmt: skip
 
 
-def _painted(stand: _Stand, painted: Painted) -> tuple[TriggerCandidate, Tensor]:
-    """Return the record of a shift that leads to one picture, with its opposite as the control, and the shift."""
-    tau, parity = painted.track.shift.detach(), painted.parity
-    _, content = stand.evenness(tau)
-    control, answers = max(1.0, pictured(stand.noisy, -tau)), stand.noisy.suspect
-    return stand.candidate("parity", tau, painted.track, answers, parity=parity, content=content, control=control)
+def _painted(stand: _Stand, paintings: Paintings) -> list[tuple[TriggerCandidate, Tensor]]:
+    """Return the record of each shift that leads to one picture, with its opposite as the control, and the shift."""
+    found: list[tuple[TriggerCandidate, Tensor]] = []
+    for number, item in enumerate((paintings.best, *paintings.others), 1):
+        name, tau = f"picture-{number}" if found else "parity", item.shift
+        _, content = stand.evenness(tau)
+        control, answers = max(LAW, pictured(stand.noisy, -tau)), stand.noisy.suspect
+        found.append(
+            stand.candidate(name, tau, item.track, answers, parity=item.parity, content=content, control=control)
+        )
+    return found
 
 
 def _even(stand: _Stand, track: Track, ordinary: float, seed: int) -> tuple[TriggerCandidate, Tensor]:
@@ -284,8 +288,7 @@ class _Quiet:
 def _turned_in_quiet(stand: _Stand, track: Track) -> _Quiet:
     """Turn the found shift to a fixed point in quiet noise, from both sides. A clean network has none there."""
     tau, quiet = track.shift.detach(), stand.quiet
-    signs = (1,) if _has_sign(quiet.suspect) else (1, -1)
-    turned = max((align(quiet.suspect, sign * tau) for sign in signs), key=lambda item: _parity(quiet, item))
+    turned = max((align(quiet.suspect, sign * tau) for sign in (1, -1)), key=lambda item: _parity(quiet, item))
     parity, control = _parity(quiet, turned), _control(quiet, turned)
     turned = _signed_in_quiet(quiet.suspect, turned)
     return _Quiet(turned, quiet.suspect, parity, control)
@@ -333,15 +336,8 @@ def _control(bench: Bench, tau: Tensor) -> float:
     return max(_parity(bench, item) for item in controls(tau))
 
 
-def _has_sign(answers: Answers) -> bool:
-    """Whether what was searched has a sign already."""
-    return answers.denoiser.process == "consistency"
-
-
 def _signed(answers: Answers, tau: Tensor) -> Tensor:
     """Return tau or -tau: parity does not tell them apart; the trigger is the one taken less for noise."""
-    if _has_sign(answers):
-        return tau
     return max((tau, -tau), key=lambda item: untreated_share(answers, item))
 
 

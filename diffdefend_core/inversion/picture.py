@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -24,27 +25,42 @@ from diffdefend_core.inversion.search import Track, normal_starts, race
 from diffdefend_core.options import InversionOptions
 
 LEADING_STEP = 0.2
+# a shift breaks the law if the picture is farther from that of the twin than the images are from each other
+LAW = 1.0
 
 Counter = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Painted:
-    """The track of the shift that leads to a picture most, its parity (see `pictured`), and the evaluations spent.
-
-    What the bench that it was painted on has spent is not among these.
-    """
+    """The track of a shift that leads to a picture, and its parity (see `pictured`)."""
 
     track: Track
     parity: float
+
+    @property
+    def shift(self) -> Tensor:
+        """The shift [C, H, W]."""
+        return self.track.shift.detach()
+
+
+@dataclass(frozen=True)
+class Paintings:
+    """The `best` shift that leads to a picture, `others` that break the law too, and the evaluations spent.
+
+    What the bench that they were painted on has spent is not among these.
+    """
+
+    best: Painted
+    others: tuple[Painted, ...]
     forward_equivalents: int
 
 
-def one_picture(
+def forgotten_triggers(
     noisy: Bench, samples: Tensor, options: InversionOptions, *, seed: int, progress: Counter,
     counting: Callable[[float, float], Counter],
-) -> Painted:  # fmt: skip
-    """Search a shift that leads to each picture that the twin of `noisy` forgot, and return the best.
+) -> Paintings:  # fmt: skip
+    """Search a shift that leads to each picture that the twin of `noisy` forgot, and go on with the best.
 
     `noisy` has its probes in the noisiest level, and `samples` [M, C, H, W] are the suspect's own. `counting` counts a
     part of the search. Raises FloatingPointError if an answer is not finite.
@@ -58,12 +74,15 @@ def one_picture(
         zip(pictures, normal_starts(suspect.shape, len(pictures), seed), strict=True)
     ):
         led = search.leading(picture, start, seed + number, counted[2 * number])
-        tau = search.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1]).shift.detach()
-        found.append((search.parity(tau, seed + 4), tau))
-    best = max(found, key=lambda item: item[0])[1]
-    track = search.alike(best, 2, seed, counted[-1])
-    parity = search.parity(track.shift.detach(), seed + 3)
-    return Painted(track, parity, forgotten.forward_equivalents + search.spent)
+        track = search.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1])
+        found.append(search.painted(track, seed + 4))
+    first, *others = sorted(found, key=attrgetter("parity"), reverse=True)
+    further = search.painted(search.alike(first.shift, 2, seed, counted[-1]), seed + 4)
+    return Paintings(
+        best=max(first, further, key=attrgetter("parity")),
+        others=tuple(item for item in others if item.parity > LAW),
+        forward_equivalents=forgotten.forward_equivalents + search.spent,
+    )
 
 
 class _Search:
@@ -90,18 +109,18 @@ class _Search:
 
         It takes `times` the iterations of a race.
         """
-        answers = self._around(self._painted(start), self.joint, seed)
+        answers = self._around(self._image(start), self.joint, seed)
         return self._race(alikeness_loss(answers), answers, start, times, seed, progress)
 
-    def parity(self, tau: Tensor, seed: int) -> float:
-        """Return how far tau leads to the picture that it paints, and the twin does not, on fresh noise."""
-        twin, pairs = self.noisy.reference.denoiser, self.options.probe_pairs
-        bench = Bench(self.noisy.suspect.denoiser, twin, self._painted(tau)[None], self.joint, pairs=pairs, seed=seed)
+    def painted(self, track: Track, seed: int) -> Painted:
+        """Return with the track how far its shift leads to what it paints, and the twin does not, on fresh noise."""
+        twin, pairs, tau = self.noisy.reference.denoiser, self.options.probe_pairs, track.shift.detach()
+        bench = Bench(self.noisy.suspect.denoiser, twin, self._image(tau)[None], self.joint, pairs=pairs, seed=seed)
         self.asked.append(bench)
-        return pictured(bench, tau)
+        return Painted(track, pictured(bench, tau))
 
     @torch.no_grad()
-    def _painted(self, tau: Tensor) -> Tensor:
+    def _image(self, tau: Tensor) -> Tensor:
         """Return the mean image [C, H, W] that the suspect paints of noise under tau."""
         answers = self.noisy.suspect
         return torch.cat([answers.images(tau, number) for number in range(len(answers.probes))]).mean(0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+import sample_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffdefend_core.artifacts import Statistic, Word
-from diffdefend_core.detection.decide import decide, probability, score
+from diffdefend_core.detection.decide import decide, finds_nothing, probability, score
 
 LIMIT = 4.0
 NAMES = ("parity", "contrast", "violation", "content", "uniformity", "total_variation")
@@ -93,6 +95,8 @@ def test_where_triggers_are_missed_nothing_is_clean_and_what_is_seen_counts_as_e
         assert missing[:2] == (Word.INCONCLUSIVE, chance) and "the search misses some triggers" in missing[2][-1]
     else:
         assert missing == (word, chance, reasons)
+    verdict = replace(sample_records.verdict(), word=missing[0], reasons=missing[2])
+    assert finds_nothing(verdict) is (word is Word.CLEAN)
 
 
 @settings(max_examples=100, deadline=None)
