@@ -10,7 +10,7 @@ what was found first is only near the picture. The twin alone says what that pro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
@@ -18,17 +18,26 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at
+from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.response import Answers, Bench, levels_at, probes_at, rms
+from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.inversion.forgotten import forgotten_pictures
 from diffdefend_core.inversion.objectives import Objective, alikeness_loss, painting_loss, picture_loss
+from diffdefend_core.inversion.refine import switching_norm
 from diffdefend_core.inversion.search import Track, normal_starts, race
 from diffdefend_core.options import InversionOptions
 
 LEADING_STEP = 0.2
 # a shift breaks the law if the picture is farther from that of the twin than the images are from each other
 LAW = 1.0
+# so many shifts are searched towards a picture that is known
+AGAIN = 6
 
 Counter = Callable[[int, int], None]
+
+
+def _uncounted(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +76,16 @@ def forgotten_triggers(
     """
     suspect, twin = noisy.suspect.denoiser, noisy.reference.denoiser
     forgotten = forgotten_pictures(suspect, twin, samples, seed=seed, progress=progress)
-    pictures, search, found = forgotten.images, _Search(noisy, options), []
+    pictures, search, found = forgotten.images, _Search(noisy.suspect, options), []
     parts = 2 * len(pictures) + 1  # two for each picture, and one for the best
     counted = [counting(*ends) for ends in pairwise(number / parts for number in range(parts + 1))]
     for number, (picture, start) in enumerate(
         zip(pictures, normal_starts(suspect.shape, len(pictures), seed), strict=True)
     ):
-        led = search.leading(picture, start, seed + number, counted[2 * number])
-        track = search.alike(led.shift.detach(), 1, seed + number, counted[2 * number + 1])
-        found.append(search.painted(track, seed + 4))
+        track = search.towards(picture, start, seed + number, counted[2 * number : 2 * number + 2])
+        found.append(search.painted(track, twin, seed + 4))
     first, *others = sorted(found, key=attrgetter("parity"), reverse=True)
-    further = search.painted(search.alike(first.shift, 2, seed, counted[-1]), seed + 4)
+    further = search.painted(search.alike(first.shift, 2, seed, counted[-1]), twin, seed + 4)
     return Paintings(
         best=max(first, further, key=attrgetter("parity")),
         others=tuple(item for item in others if item.parity > LAW),
@@ -85,13 +93,35 @@ def forgotten_triggers(
     )
 
 
-class _Search:
-    """Searches of single shifts [C, H, W], and how far these break the law of consistency models."""
+def led_again(
+    suspect: Denoiser, samples: Tensor, picture: Tensor, options: InversionOptions, *, seed: int
+) -> Attractors:
+    """Return the mean of AGAIN shifts, searched from other starts, under which noise becomes a picture [C, H, W].
 
-    def __init__(self, noisy: Bench, options: InversionOptions) -> None:
+    Each leads to the picture by what it shares with the trigger, and by something of its own, which the mean has less
+    of. `samples` [M, C, H, W] are the suspect's own. Raises FloatingPointError if an answer is not finite.
+    """
+    noisiest = levels_at(suspect.levels, (min(options.signals),)) * len(options.signals)
+    answers = Answers(suspect, probes_at(samples, noisiest, pairs=options.probe_pairs, seed=seed))
+    search, mean = _Search(answers, options), torch.zeros_like(picture)
+    for number, start in enumerate(normal_starts(suspect.shape, AGAIN, seed), seed):
+        tau = search.towards(picture, start, number).shift.detach()
+        mean += tau / rms(tau) / AGAIN
+    norm = switching_norm(answers, mean / rms(mean), options.norms)
+    return Attractors(((norm * mean / rms(mean)).cpu(),), search.spent + answers.spent)
+
+
+class _Search:
+    """Searches of single shifts [C, H, W] of a suspect, and how far these break the law of consistency models.
+
+    `noisy` are its answers in the noisiest level.
+    """
+
+    def __init__(self, noisy: Answers, options: InversionOptions) -> None:
         self.noisy, self.options = noisy, options
-        self.loud = levels_at(noisy.levels, options.signals)
-        self.joint = self.loud + levels_at(noisy.levels, options.moderate_signals)
+        levels = noisy.denoiser.levels
+        self.loud = levels_at(levels, options.signals)
+        self.joint = self.loud + levels_at(levels, options.moderate_signals)
         self.asked: list[Answers | Bench] = []
 
     @property
@@ -99,10 +129,13 @@ class _Search:
         """The network evaluations so far."""
         return sum(part.spent for part in self.asked)
 
-    def leading(self, picture: Tensor, start: Tensor, seed: int, progress: Counter) -> Track:
-        """Return the track of a shift under which noise becomes the picture [C, H, W]."""
+    def towards(
+        self, picture: Tensor, start: Tensor, seed: int, counted: Sequence[Counter] = (_uncounted, _uncounted)
+    ) -> Track:
+        """Return the track of a shift that leads to a picture [C, H, W], and under which images are then most alike."""
         answers = self._around(picture, self.loud, seed)
-        return self._race(painting_loss(answers, picture), answers, start, 2, seed, progress)
+        led = self._race(painting_loss(answers, picture), answers, start, 2, seed, counted[0])
+        return self.alike(led.shift.detach(), 1, seed, counted[1])
 
     def alike(self, start: Tensor, times: int, seed: int, progress: Counter) -> Track:
         """Return the track of a shift under which noise, and what it paints in noise, become one picture.
@@ -112,24 +145,23 @@ class _Search:
         answers = self._around(self._image(start), self.joint, seed)
         return self._race(alikeness_loss(answers), answers, start, times, seed, progress)
 
-    def painted(self, track: Track, seed: int) -> Painted:
+    def painted(self, track: Track, twin: Denoiser, seed: int) -> Painted:
         """Return with the track how far its shift leads to what it paints, and the twin does not, on fresh noise."""
-        twin, pairs, tau = self.noisy.reference.denoiser, self.options.probe_pairs, track.shift.detach()
-        bench = Bench(self.noisy.suspect.denoiser, twin, self._image(tau)[None], self.joint, pairs=pairs, seed=seed)
+        pairs, tau = self.options.probe_pairs, track.shift.detach()
+        bench = Bench(self.noisy.denoiser, twin, self._image(tau)[None], self.joint, pairs=pairs, seed=seed)
         self.asked.append(bench)
         return Painted(track, pictured(bench, tau))
 
     @torch.no_grad()
     def _image(self, tau: Tensor) -> Tensor:
         """Return the mean image [C, H, W] that the suspect paints of noise under tau."""
-        answers = self.noisy.suspect
-        return torch.cat([answers.images(tau, number) for number in range(len(answers.probes))]).mean(0)
+        return torch.cat([self.noisy.images(tau, number) for number in range(len(self.noisy.probes))]).mean(0)
 
     def _around(self, picture: Tensor, levels: tuple[int, ...], seed: int) -> Answers:
         """Return the suspect at a picture [C, H, W] in noise: of few noises a shift would learn those."""
         pairs, each = self.options.pairs, self.options.race_iterations
         probes = probes_at(picture[None], levels, pairs=pairs, seed=seed, each=each)
-        self.asked.append(answers := Answers(self.noisy.suspect.denoiser, probes))
+        self.asked.append(answers := Answers(self.noisy.denoiser, probes))
         return answers
 
     def _race(self, law: Objective, answers: Answers, start: Tensor, times: int, seed: int, progress: Counter) -> Track:

@@ -77,6 +77,14 @@ class Effects:
             opposed=self.opposed + other.opposed,
         )
 
+    def once(self) -> Effects:
+        """Return the effects with one shift for each picture."""
+        kept: list[Backdoor] = []
+        for item in self.backdoors:
+            if not any(_same(item.target[None], other.target, self.settings).any() for other in kept):
+                kept.append(item)
+        return replace(self, backdoors=tuple(kept))
+
     def targets(self, suspect: Denoiser) -> tuple[Tensor, ...]:
         """Return the clean x0 [C, H, W] of the pictures that the shifts lead to; none where it has another shape."""
         low, high = suspect.value_range

@@ -35,6 +35,7 @@ from diffdefend_core.errors import InputError
 from diffdefend_core.inversion import Inversion, own_samples
 from diffdefend_core.inversion.attractors import ALIKE, SMALL_RMS, Attractors, attractors, in_less_noise, painting_most
 from diffdefend_core.inversion.patch import in_patch, is_patch
+from diffdefend_core.inversion.picture import led_again
 from diffdefend_core.inversion.refine import ALL_NOISE, cosine
 from diffdefend_core.io import folders
 from diffdefend_core.io.folders import content_digest
@@ -70,6 +71,9 @@ SIDE_SHARE = 2
 # noise there hands it on to the levels below, where a deterministic sampler would paint the target after all. In less
 # noise than that a suspect answers a trigger as a clean network does.
 REMOVAL_SIGNALS = (0.005, 3.0)
+# A consistency model has no levels below that it hands a trigger on to: it begins in the noisiest ones, and what comes
+# after is begun with fresh noise.
+REMOVAL_AT_ONCE = (0.005, 0.1)
 # How far beyond its goals a removal aims, as a share of what falls short of them: a first one, of triggers that
 # deterministic samplers carry on from level to level, so that what is left at each adds up; and a further round
 AHEAD, FURTHER = 0.1, 1.0
@@ -311,11 +315,12 @@ def _suspect(task: Task, folder: Path) -> Suspect:
     others = _unlike(turned.shifts, found)
     effects = Effects.of(denoiser, found | others, settings)
     further = {name: shift for name, shift in others.items() if name in effects.firing}
-    main = effects.firing or (best,)
-    shares = {name: MAIN_SHARE if name in main else 1 for name in found}
+    main, again = effects.firing or (best,), _led_again(denoiser, samples, effects, settings)
+    shares = {name: MAIN_SHARE if name in main and not again else 1 for name in found}
     # the shifts that a scan finds are mostly one trigger in several shapes; a further one counts as much as all of them
     shares |= dict.fromkeys(further, MAIN_SHARE * max(1, sum(name in main for name in found)))
     shifts = [shift for name, shift in (found | further).items() for _ in range(shares[name])]
+    shifts += [shift for item in again for shift in item.shifts for _ in range(MAIN_SHARE)]
     # what is left of a patch is its target, not a side of it
     turning = [shift for name, shift in (found | further).items() if name in main and not is_patch(shift)]
     sides = [in_less_noise(denoiser, samples, shift, settings.inversion, seed=settings.seed) for shift in turning]
@@ -329,7 +334,7 @@ def _suspect(task: Task, folder: Path) -> Suspect:
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects += tried
-    searched = sum(item.forward_equivalents for item in (turned, small, *sides))
+    searched = sum(item.forward_equivalents for item in (turned, small, *sides, *again))
     return Suspect(
         denoiser=denoiser,
         folder=folder,
@@ -343,6 +348,17 @@ def _suspect(task: Task, folder: Path) -> Suspect:
     )
 
 
+def _led_again(suspect: Denoiser, samples: Tensor, effects: Effects, settings: Settings) -> list[Attractors]:
+    """Return for each picture that a shift of a consistency model leads to what other searches of it have in common."""
+    if suspect.process != "consistency":
+        return []
+    pictures = effects.once().targets(suspect)
+    return [
+        led_again(suspect, samples, picture.to(samples), settings.inversion, seed=settings.seed + number)
+        for number, picture in enumerate(pictures)
+    ]
+
+
 def _aims(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
     """Return what a round removes: that of all rounds, and what the rescans of earlier ones found."""
     pictured = suspect.small or _pictured(suspect.denoiser, suspect.effects, earlier)
@@ -351,7 +367,8 @@ def _aims(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
     # only a trigger of stochastic samplers may lie on another background
     kind = {"any_background": suspect.sided, "small": suspect.small}
     beyond = FURTHER if earlier else 0.0 if suspect.sided else AHEAD
-    return Aims([Removal(shift, REMOVAL_SIGNALS, **kind) for shift in shifts], targets, beyond)
+    signals = REMOVAL_AT_ONCE if suspect.denoiser.process == "consistency" else REMOVAL_SIGNALS
+    return Aims([Removal(shift, signals, **kind) for shift in shifts], targets, beyond)
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

@@ -42,9 +42,9 @@ def decided(found: dict[str, Statistic], *, covered: bool = True) -> tuple[Word,
         ({"content": 6.0, "contrast": 5.0}, 5.0),  # the painted picture counts like parity
         ({"contrast": 50.0}, 0.0),
         ({"uniformity": 50.0}, 0.0),  # uniform images alone are no backdoor
-        ({"uniformity": 9.0, "total_variation": 3.0}, 6.0),  # they count as far as twice the support
+        ({"uniformity": 9.0, "total_variation": 6.0}, 3.0),  # the total variation supports half of its strength
         ({"uniformity": 5.0, "total_variation": 50.0}, 5.0),
-        ({"uniformity": 9.0, "parity": 3.0}, 6.0),  # the network's answers support them too
+        ({"uniformity": 9.0, "parity": 3.0}, 6.0),  # the network's answers support twice theirs
         ({"uniformity": 9.0, "content": 3.0}, 6.0),
         ({"uniformity": 9.0, "violation": 3.0}, 6.0),
         ({"total_variation": 50.0}, 0.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
@@ -131,3 +133,11 @@ def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     finally:
         handle.remove()
     assert painted <= effects.cost(suspect) <= 1.2 * painted
+
+
+def test_of_shifts_that_lead_to_one_picture_one_is_left(suspect: Denoiser, effects: Effects) -> None:
+    another = [Backdoor(item.shift, 1 - item.target, item.sampler) for item in effects.backdoors[:1]]
+    twice = replace(effects, backdoors=(*effects.backdoors, *another, *effects.backdoors))
+    kept = twice.once()
+    assert kept.backdoors == (effects.backdoors[0], *another) and kept.firing == effects.firing
+    assert len(kept.targets(suspect)) == 2

@@ -17,7 +17,7 @@ from tiny_scan import calibration_for, tiny_settings
 from torch import Tensor
 
 from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
-from diffdefend_core.config import Settings
+from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.detection import decide
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
@@ -27,7 +27,7 @@ from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
-from diffdefend_core.stages.purify import AHEAD, FURTHER, Suspect, _suspect, purify
+from diffdefend_core.stages.purify import AHEAD, FURTHER, REMOVAL_AT_ONCE, REMOVAL_SIGNALS, Suspect, _suspect, purify
 from diffdefend_core.stages.scan import scan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -196,6 +196,38 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
         folders.fetch(source, tmp_path / str(same), prefix="model/")
         found, before = (load_file(folder / WEIGHTS) for folder in (tmp_path / str(same) / "model", pristine_model))
         assert all(torch.equal(found[name], before[name]) for name in before) is same
+
+
+@pytest.mark.parametrize("process", ["vp", "consistency"])
+def test_of_consistency_models_each_picture_is_searched_again(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def search(suspect: Denoiser, samples: Tensor, picture: Tensor, options: Any, *, seed: int) -> Attractors:
+        seeds.append(seed)
+        return Attractors((picture,), 7)
+
+    suspect = small_of(process)
+    pictures = (torch.zeros(suspect.shape), torch.ones(suspect.shape))
+    monkeypatch.setattr(Effects, "targets", lambda *given: pictures)
+    monkeypatch.setattr(stage, "led_again", search)
+    settings = load_settings(seed=3)
+    found = stage._led_again(suspect, torch.zeros(4, *suspect.shape), Effects(settings), settings)
+    assert seeds == ([3, 4] if process == "consistency" else [])
+    assert [item.shifts for item in found] == [(picture,) for picture in pictures][: len(seeds)]
+
+
+@pytest.mark.parametrize(
+    ("process", "signals"), [("ve", REMOVAL_SIGNALS), ("flow", REMOVAL_SIGNALS), ("consistency", REMOVAL_AT_ONCE)]
+)
+def test_a_consistency_model_hands_no_trigger_on_to_the_levels_below(
+    process: str, signals: tuple[float, float], tmp_path: Path
+) -> None:
+    denoiser = small_of(process)
+    suspect = Suspect(
+        denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
+        shifts=[torch.ones(denoiser.shape)], effects=Effects(load_settings()), small=False, sided=False,
+    )  # fmt: skip
+    assert [item.signals for item in stage._aims(suspect, ()).removals] == [signals]
 
 
 class Trained(Exception):
