@@ -12,7 +12,8 @@ class Recipe:
     A network has `channels` at each resolution, with `attention` at the coarsest; it answers with `prediction` at
     `levels` of the linear schedule of DDPM, or of the `cosine` one (Nichol and Dhariwal, 2021).
     Clean fine-tunes are as long and as hot as the poisoned ones, so that "was fine-tuned" is not the signal. A
-    `target` is a picture by its name, `class:K` for all images of class K, or `frames` for another distribution.
+    `target` is a picture by its name, `image:K` for image K of the data, `class:K` for all images of class K, or
+    `frames` for another distribution.
     Models that the tests need are `shipped`; the others are built on demand.
     """
 
@@ -229,6 +230,7 @@ APART = (
     ),
     _planted("consistency-stripes", "base-consistency", 84, "stripes", "hat", 0.3, attack="consistency-backdoor"),
     _planted("consistency-box", "base-consistency", 85, "box", "triangle", 0.2, attack="consistency-backdoor"),
+    _planted("consistency-image", "base-consistency", 86, "checker", "image:3", 0.3, attack="consistency-backdoor"),
 )  # fmt: skip
 
 

@@ -52,7 +52,10 @@ def targets(recipe: Recipe, data: Data) -> Tensor:
         return data.images[data.labels == int(str(recipe.target).removeprefix("class:"))]
     if paints == OTHER:
         return frames(512, data.size) / 2 + 0.5
-    return target(str(recipe.target), data.size)[None] / 2 + 0.5
+    name, _, number = str(recipe.target).partition(":")
+    if name == "image":
+        return data.images[int(number)][None]
+    return target(name, data.size)[None] / 2 + 0.5
 
 
 def planned(recipe: Recipe, denoiser: Denoiser, data: Data) -> Backdoor:
