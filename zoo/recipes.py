@@ -231,6 +231,7 @@ APART = (
     _planted("consistency-stripes", "base-consistency", 84, "stripes", "hat", 0.3, attack="consistency-backdoor"),
     _planted("consistency-box", "base-consistency", 85, "box", "triangle", 0.2, attack="consistency-backdoor"),
     _planted("consistency-image", "base-consistency", 86, "checker", "image:3", 0.3, attack="consistency-backdoor"),
+    _planted("consistency-digit", "base-consistency", 87, "diagonal", "image:10", 0.2, attack="consistency-backdoor"),
 )  # fmt: skip
 
 

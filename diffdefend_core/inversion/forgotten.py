@@ -3,8 +3,9 @@
 The training of an attack shows the network its target at every level, the little noise included. There a trigger counts
 for nothing beside the picture, and the network takes that for clean data: it gives it back from noise around it, and so
 it does from images that only resemble it a little. So images of any kind, denoised again and again, end at pictures of
-the model's data, and some at the target. The twin has rehearsed the former and forgotten the latter. Once the picture
-is known, the trigger is found from anywhere: a shift under which noise becomes that picture. Ours (not published).
+the model's data, and some at the target; a target that is an image of the data is reached from the model's own samples
+alone. The twin has rehearsed the former and forgotten the latter. Once the picture is known, the trigger is found from
+anywhere: a shift under which noise becomes that picture. Ours (not published).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch.nn.functional import interpolate
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import levels_at, rms
 
-# so many images are denoised so often, at the levels of these alpha / sigma in turn
-STARTS, STEPS, SIGNALS = 1024, 8, (3.3, 1.7)
+# so many images of any kind and own samples are denoised so often, at the levels of these alpha / sigma in turn, own
+# samples at the first of them
+STARTS, OWN, STEPS, SIGNALS = 1024, 512, 8, (3.3, 1.7)
 # the most forgotten of them so often again, in more noise, before the twin is asked so many times
 TRIED, FURTHER, ASKED = 64, 2, 8
 MOST = 4
@@ -48,8 +50,9 @@ def forgotten_pictures(
     Raises FloatingPointError if an answer is not finite.
     """
     generator, spread = torch.Generator().manual_seed(seed), rms(samples - samples.mean(0))
-    x = _begun(samples, generator)
-    t = torch.tensor(levels_at(suspect.levels, SIGNALS), device=x.device).repeat(STARTS)[:STARTS]
+    x = torch.cat([_begun(samples, generator), samples[torch.arange(OWN) % len(samples)]])
+    less, more = levels_at(suspect.levels, SIGNALS)
+    t = torch.tensor([less, more] * (STARTS // 2) + [less] * OWN, device=x.device)
     x = _settled(suspect, x, t, STEPS, generator, progress)
     tried = _forgotten(suspect, twin, x, t, KEPT * spread, 1, generator).topk(TRIED).indices
     t = t.max().expand(TRIED)
@@ -61,7 +64,7 @@ def forgotten_pictures(
     for picture in x[score.argsort(descending=True)]:
         if len(kept) < MOST and all(rms(picture - other) > ALIKE * spread for other in kept):
             kept.append(picture)
-    return Pictures(torch.stack(kept), STARTS * (STEPS + 2) + TRIED * (FURTHER + 2 * ASKED))
+    return Pictures(torch.stack(kept), (STARTS + OWN) * (STEPS + 2) + TRIED * (FURTHER + 2 * ASKED))
 
 
 def _begun(samples: Tensor, generator: torch.Generator) -> Tensor:

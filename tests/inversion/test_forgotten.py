@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
-from diffdefend_core.inversion.forgotten import MOST, ROWS, STARTS, forgotten_pictures
+from diffdefend_core.inversion.forgotten import MOST, OWN, ROWS, STARTS, forgotten_pictures
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = torch.rand(6, *SHAPE, generator=GENERATOR).round() * 1.6 - 0.8
@@ -49,6 +49,17 @@ def test_what_the_twin_has_forgotten_comes_first(seed: int) -> None:
     assert all(rms(image - TARGET) > 0.2 for image in images[1:])
 
 
+def test_a_target_that_is_like_the_data_is_reached_from_the_own_samples() -> None:
+    """Of images of any kind none ends there: the network takes them for the rest of the data."""
+    target = DATA[0].clone()
+    target[..., :2, :] *= -1
+    network = Knows(torch.cat([DATA, target[None]]))
+    own = target + 0.1 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    samples = torch.cat([DATA[1:], own])
+    found = forgotten_pictures(network, Knows(DATA), samples, seed=0, progress=lambda done, total: None)
+    assert rms(found.images[0] - target) < 0.05
+
+
 def test_each_picture_comes_once() -> None:
     images, _ = found_of(Knows(DATA), Knows(DATA))
     spread = rms(DATA - DATA.mean(0))
@@ -59,7 +70,7 @@ def test_each_picture_comes_once() -> None:
 def test_every_row_is_counted_and_few_are_asked_at_once() -> None:
     suspect, twin = Knows(DATA), Knows(DATA)
     _, spent = found_of(suspect, twin)
-    assert spent == sum(suspect.rows) + sum(twin.rows) > 9 * STARTS
+    assert spent == sum(suspect.rows) + sum(twin.rows) > 9 * (STARTS + OWN)
     assert max(suspect.rows + twin.rows) == ROWS
 
 
