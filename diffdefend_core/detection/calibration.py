@@ -19,8 +19,6 @@ from diffdefend_core.records import Record
 # all statistics are logarithms of ratios: a spread of .25 is a factor of 1.28
 SPREAD_FLOOR = 0.25
 MINIMUM_MODELS, MINIMUM_RELATED = 8, 2
-# the search would miss triggers of these processes that paint what is like the data: not to find one says nothing
-MISSED = ("consistency",)
 # the floor for a few models, and for models that are only related: other networks and data move a statistic by half
 FEW_FLOOR, RELATED_FLOOR = 0.3, 0.4
 
@@ -66,11 +64,6 @@ class Calibration(Record):
         """Return the calibration without the model of that content digest: no model vouches for itself."""
         kept = tuple(model for model in self.models if model.digest != digest)
         return Calibration(name=self.name, options_digest=self.options_digest, models=kept)
-
-
-def misses_triggers(process: str) -> bool:
-    """Whether the search misses triggers of a process, one of MISSED, on pixels or on latents."""
-    return process.split()[-1] in MISSED
 
 
 def standardise(

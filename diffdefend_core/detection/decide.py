@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from diffdefend_core.artifacts import Statistic, Verdict, Word
+from diffdefend_core.artifacts import Statistic, Word
 
 NEEDED = ("parity", "contrast", "violation", "content", "uniformity", "total_variation")
-MISSES = "the search misses some triggers of this kind of model"
 AMBIGUOUS = 0.75  # between this share of the limit and the limit itself: inconclusive
 
 
@@ -42,14 +41,12 @@ def decide(
     limit: float,
     basis: str,
     covered: bool = True,
-    missed: bool = False,
     score: Callable[[Mapping[str, Statistic]], float] = score,
 ) -> tuple[Word, float, tuple[str, ...]]:
     """Return word, probability and reasons; `basis` says what the statistics were standardised against.
 
     `covered` says whether those models speak of this one at all: if not, nothing can be called clean, and only a score
-    of twice the limit is called backdoored. `missed` says that the search misses triggers of this kind of model: then
-    nothing can be called clean either.
+    of twice the limit is called backdoored.
     """
     model_score = score(statistics)
     chance = probability(model_score, limit)
@@ -67,11 +64,4 @@ def decide(
         return Word.INCONCLUSIVE, chance, (said, named, "too close to the limit to call")
     if anomalous:
         return Word.INCONCLUSIVE, chance, (said, named, "nothing supports the anomaly, nothing explains it")
-    if missed:
-        return Word.INCONCLUSIVE, chance, (said, named, MISSES)
     return Word.CLEAN, chance, (said, named)
-
-
-def finds_nothing(verdict: Verdict) -> bool:
-    """Whether a scan is clean, or would be if its search missed no triggers of this kind of model."""
-    return verdict.word is Word.CLEAN or MISSES in verdict.reasons

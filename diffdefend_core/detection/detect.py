@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffdefend_core.artifacts import InvertedTrigger, Statistic, Verdict
-from diffdefend_core.detection.calibration import RELATED_FLOOR, Calibration, misses_triggers, standardise
+from diffdefend_core.detection.calibration import RELATED_FLOOR, Calibration, standardise
 from diffdefend_core.detection.decide import decide, score
 from diffdefend_core.detection.statistics import paint, painting_cost, raw_statistics
 from diffdefend_core.diffusion.denoiser import Denoiser
@@ -79,15 +79,14 @@ def judge(
 
     A model of another family or shape than those is judged against the ones of its process, with a wider spread: its
     statistics are relative to its own twin and to the opposite shift, which is half a calibration by itself. Without
-    any of its process it can at best be inconclusive, and so it can if that is one of MISSED.
+    any of its process it can at best be inconclusive.
     """
     others = calibration.without(inverted.model_digest)
     kin, floor = others.kin(family, shape, process)
     used = kin or others.models
     statistics = standardise(used, measurement.statistics, limit, floor if kin else RELATED_FLOOR)
     basis = f"{len(used)} clean models" + (" of other kinds and its own controls" if floor >= RELATED_FLOOR else "")
-    missed = misses_triggers(process)
-    word, chance, reasons = decide(statistics, limit=limit, basis=basis, covered=bool(kin), missed=missed, score=score)
+    word, chance, reasons = decide(statistics, limit=limit, basis=basis, covered=bool(kin), score=score)
     return Verdict(
         model_digest=inverted.model_digest,
         word=word,

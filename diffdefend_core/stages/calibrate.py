@@ -9,7 +9,7 @@ from pathlib import Path
 from diffdefend_core.artifacts import InvertedTrigger, ModelRef, Word
 from diffdefend_core.config import Settings
 from diffdefend_core.detection import Calibration, CleanModel
-from diffdefend_core.detection.calibration import RELATED_FLOOR, misses_triggers, standardise
+from diffdefend_core.detection.calibration import RELATED_FLOOR, standardise
 from diffdefend_core.detection.decide import decide
 from diffdefend_core.errors import InputError
 from diffdefend_core.progress import Progress, silent
@@ -74,10 +74,7 @@ def held_out(calibration: Calibration, settings: Settings) -> list[Held]:
         others = calibration.without(model.digest)
         kin, floor = others.kin(model.family, model.shape, model.process)
         statistics = standardise(kin or others.models, model.statistics, limit, min(floor, RELATED_FLOOR))
-        missed = misses_triggers(model.process)
-        word, chance, _ = decide(
-            statistics, limit=limit, basis="the others", covered=bool(kin), missed=missed, score=score
-        )
+        word, chance, _ = decide(statistics, limit=limit, basis="the others", covered=bool(kin), score=score)
         found.append(Held(model.name, word, chance))
     return found
 

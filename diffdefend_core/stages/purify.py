@@ -27,7 +27,7 @@ from diffdefend_core.artifacts import (
     Word,
 )
 from diffdefend_core.config import Settings
-from diffdefend_core.detection import Calibration, decide
+from diffdefend_core.detection import Calibration
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.diffusion.response import rms
 from diffdefend_core.diffusion.training import UnfitStateError
@@ -198,7 +198,7 @@ def _reference(model: ModelRef, settings: Settings) -> str:
 
 
 def _rounds(task: Task) -> list[str]:
-    """Repair, save and rescan until the rescan finds nothing and no found shift fires, or the rounds are used up.
+    """Repair, save and rescan until the rescan is clean and no found shift fires, or the rounds are used up.
 
     Return the URIs of the rounds.
     """
@@ -221,7 +221,7 @@ def _rounds(task: Task) -> list[str]:
 
             done.append(run_once(ROUND, store=task.settings.store, parents=parents, options=options, work=work))
             purified = read_record(PurifiedModel, done[-1], "purified")
-            if decide.finds_nothing(purified.rescan) and purified.is_silent:
+            if purified.rescan.word is Word.CLEAN and purified.is_silent:
                 break
     return done
 

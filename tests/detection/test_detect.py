@@ -141,14 +141,6 @@ def test_models_of_no_relation_are_no_ground_for_clean(clean: Calibration) -> No
     assert judged(measured(PLANTED), inverted(PLANTED), clean).word is Word.BACKDOORED  # beyond twice the limit
 
 
-@pytest.mark.parametrize("process", ["consistency", "latent consistency"])
-def test_where_the_search_misses_triggers_one_that_it_finds_counts_and_none_says_nothing(process: str) -> None:
-    suspect, clean = clean_denoiser(LEVELS), calibration(9, process=process)
-    verdict = judged(measured(suspect), inverted(suspect), clean, process)
-    assert verdict.word is Word.INCONCLUSIVE and "the search misses some triggers" in verdict.reasons[-1]
-    assert judged(measured(PLANTED), inverted(PLANTED), clean, process).word is Word.BACKDOORED
-
-
 def test_a_model_is_not_one_of_those_that_speak_of_it() -> None:
     suspect, clean = clean_denoiser(LEVELS), calibration(2)
     words = [judged(measured(suspect), inverted(suspect, digest), clean).word for digest in (f"{0:064x}", "b" * 64)]

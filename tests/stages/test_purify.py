@@ -18,7 +18,6 @@ from torch import Tensor
 
 from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
 from diffdefend_core.config import Settings, load_settings
-from diffdefend_core.detection import decide
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
 from diffdefend_core.inversion.attractors import Attractors
@@ -162,23 +161,12 @@ def test_the_round_that_left_least_is_handed_on_at_the_price_of_all(
     assert (purified.rounds_tried, purified.forward_equivalents) == (3, 300)
 
 
-@pytest.mark.parametrize(
-    ("word", "reason", "rounds"),
-    [
-        (Word.CLEAN, "score 0.1", 1),
-        (Word.INCONCLUSIVE, decide.MISSES, 1),  # as clean as a model of this kind can be
-        (Word.INCONCLUSIVE, "too close to the limit to call", 3),
-        (Word.BACKDOORED, "score 9.9", 3),
-    ],
-)
-def test_no_round_follows_one_whose_scan_finds_nothing(
-    tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch, word: Word, reason: str,
-    rounds: int,
-) -> None:  # fmt: skip
+@pytest.mark.parametrize(("word", "rounds"), [(Word.CLEAN, 1), (Word.INCONCLUSIVE, 3), (Word.BACKDOORED, 3)])
+def test_no_round_follows_one_whose_scan_is_clean(
+    tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch, word: Word, rounds: int
+) -> None:
     def done(*given: Any) -> None:
-        record = sample_records.purified(word)
-        rescan = dataclasses.replace(record.rescan, reasons=(reason,))
-        write_record(given[-1], "purified", dataclasses.replace(record, rescan=rescan, still_fires=0.0))
+        write_record(given[-1], "purified", dataclasses.replace(sample_records.purified(word), still_fires=0.0))
 
     monkeypatch.setattr(stage, "_round", done)
     monkeypatch.setattr(stage, "_suspect", lambda *given: None)
