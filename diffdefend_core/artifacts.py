@@ -109,11 +109,11 @@ class TriggerCandidate(Record):
     beyond what the reference does, relative to the shift, at the noisy ones; `content` is how far the predicted x0
     moves evenly at the others, over the spread of the data; `control` is the largest parity of shifts of the same norm
     that are no trigger; `violation` is how far it moves against the shift, which an ideal network never lets it (above
-    0: it does). The first candidate of a consistency model has as its parity how far the mean image is from that of the
-    reference, over how far the images are apart, and as its control that of the opposite shift, at least 1. `gain` is
-    the share of the shift that the suspect does not treat as noise; `response` is lambda_t and `x0_response` is c_t
-    minus that of the reference (algorithms.md 5.2; both are empty where a method does not measure them). `rms` is the
-    estimated norm per pixel.
+    0: it does). The candidates of a consistency model that lead to a picture (`parity`, `picture-2`, ...) have as their
+    parity how far the mean image is from that of the reference, over how far the images are apart, and as their control
+    that of the opposite shift, at least 1. `gain` is the share of the shift that the suspect does not treat as noise;
+    `response` is lambda_t and `x0_response` is c_t minus that of the reference (algorithms.md 5.2; both are empty where
+    a method does not measure them). `rms` is the estimated norm per pixel.
     """
 
     name: str
