@@ -136,16 +136,17 @@ def test_a_patch_is_recovered_with_its_sign_and_comes_first(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_of_a_consistency_model_the_trigger_is_what_its_twin_forgot(seed: int) -> None:
-    """By seed 1 the best shift leads to the moved picture: both are handed on."""
+def test_of_a_consistency_model_the_triggers_are_what_its_twin_forgot(seed: int) -> None:
+    """The picture moves with the trigger, and the moved one may stand out most: all are handed on."""
     name = "consistency-noise"
     suspect, shift = load_denoiser(ZOO / name), load_file(ZOO / "backdoors" / f"{name}.safetensors")["trigger"]
     found = inverted(suspect, seed, InversionOptions())
-    assert [item.name for item in found.record.candidates] == ["parity", "picture-2", "monotonicity"]
-    assert best_of(found).name == "parity"
-    for item in found.record.candidates[:2]:
-        assert item.parity > 1.5 and item.control == 1  # under the opposite shift images are further apart than away
-    assert max(cosine(found.triggers[name], shift) for name in ("parity", "picture-2")) > 0.6
+    best, *further, against = found.record.candidates
+    assert found.record.best == best.name == "parity" and against.name == "monotonicity"
+    assert best.parity > 1.5 and best.control == 1  # under the opposite shift images are further apart than away
+    assert [item.name for item in further] == [f"picture-{number}" for number in range(2, 2 + len(further))]
+    assert further and all(1 < item.parity <= best.parity for item in further)
+    assert max(cosine(found.triggers[item.name], shift) for item in (best, *further)) > 0.6
 
 
 def test_a_clean_consistency_model_paints_nothing_that_its_twin_does_not() -> None:
