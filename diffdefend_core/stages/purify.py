@@ -306,7 +306,8 @@ def _round(
 
 def _suspect(task: Task, folder: Path) -> Suspect:
     """Return the model in `folder` and what is to be removed of it: what the scan found, and what else fires."""
-    settings, options, best = task.settings, task.settings.purification, _best(task.trigger_uri)
+    settings, options = task.settings, task.settings.purification
+    best = read_record(InvertedTrigger, task.trigger_uri, "inverted_trigger").best
     denoiser = open_denoiser(folder, settings.device, settings.adapter)
     check_repairable(denoiser, folder, settings.adapter)
     samples = own_samples(denoiser, options.own_samples, options.own_steps, settings.seed + 2, task.progress)
@@ -433,10 +434,6 @@ def _unlike(shifts: tuple[Tensor, ...], found: dict[str, Tensor]) -> dict[str, T
         for number, shift in enumerate(shifts, 1)
         if not any(cosine(shift, other) > ALIKE or in_patch(shift, other) for other in found.values())
     }
-
-
-def _best(uri: str) -> str:
-    return read_record(InvertedTrigger, uri, "inverted_trigger").best
 
 
 def _stands_out(item: TriggerCandidate) -> bool:
