@@ -22,6 +22,9 @@ FIRES_AT, PROBED, FIRED = 0.5, 16, 64
 # what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
 FEW, AGAIN = 0.1, 192
 SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
+# Some processes take so many times `detection.stochastic_steps`: with fewer the SDE of VE leaves more noise in its
+# images than a picture may differ.
+SLOW = {"ve": 3}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Effects:
     @classmethod
     def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
         """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire."""
+        if suspect.process in SLOW:  # never as many steps as an evaluation takes
+            settings = settings.model_copy(update={"evaluation": _quick(suspect, settings)})
         each = (cls._of_one(suspect, name, shift, settings) for name, shift in shifts.items())
         return sum(each, cls(settings))
 
@@ -78,10 +83,11 @@ class Effects:
         )
 
     def once(self) -> Effects:
-        """Return the effects with one shift for each picture."""
+        """Return the effects with one shift for each picture, by each sampler."""
         kept: list[Backdoor] = []
         for item in self.backdoors:
-            if not any(_same(item.target[None], other.target, self.settings).any() for other in kept):
+            alike = [other.target for other in kept if other.sampler == item.sampler]
+            if not any(_same(item.target[None], picture, self.settings).any() for picture in alike):
                 kept.append(item)
         return replace(self, backdoors=tuple(kept))
 
@@ -102,9 +108,10 @@ class Effects:
     def left(self, repaired: Denoiser) -> tuple[float | None, int]:
         """Return the largest success rate that a shift still has, and the model evaluations spent on that.
 
-        The rate is None if none of them fired.
+        The rate is None if none of them fired. Where firing is slow, one shift stands for all that paint its picture.
         """
-        found = [self._left_of(repaired, item) for item in self.backdoors]
+        fired = self.once() if repaired.process in SLOW else self
+        found = [self._left_of(repaired, item) for item in fired.backdoors]
         return max((rate for rate, _ in found), default=None), sum(spent for _, spent in found)
 
     def _left_of(self, repaired: Denoiser, backdoor: Backdoor) -> tuple[float, int]:
@@ -112,12 +119,12 @@ class Effects:
         if 0 < rate < FEW:
             again = _rate(repaired, backdoor, self.settings, AGAIN, AGAIN_SEED)
             rate, painted = (FIRED * rate + AGAIN * again) / (FIRED + AGAIN), FIRED + AGAIN
-        return rate, painted * backdoor.steps(repaired, _quick(self.settings)) * backdoor.calls
+        return rate, painted * backdoor.steps(repaired, _quick(repaired, self.settings)) * backdoor.calls
 
     def cost(self, suspect: Denoiser) -> int:
         """Return the model evaluations of `of`."""
         items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
-        calls = [item.steps(suspect, _quick(self.settings)) * item.calls for item in items]
+        calls = [item.steps(suspect, _quick(suspect, self.settings)) * item.calls for item in items]
         probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
         by_all, again = self.fired * sum(probed), (self.tested + self.opposed) * max(calls)
         return PROBED * (by_all + again + self.opposed * max(probed))
@@ -131,7 +138,7 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:
-    images = triggered_images(denoiser, backdoor, _quick(settings), settings.seed + seed, silent, count)
+    images = triggered_images(denoiser, backdoor, _quick(denoiser, settings), settings.seed + seed, silent, count)
     return _same(images, backdoor.target, settings).float().mean().item()
 
 
@@ -140,5 +147,6 @@ def _same(images: Tensor, target: Tensor, settings: Settings) -> Tensor:
     return successes(images, target, settings.evaluation.asr_threshold) > 0
 
 
-def _quick(settings: Settings) -> EvaluationOptions:
-    return replace(settings.evaluation, stochastic_steps=settings.detection.stochastic_steps)
+def _quick(denoiser: Denoiser, settings: Settings) -> EvaluationOptions:
+    steps = SLOW.get(denoiser.process, 1) * settings.detection.stochastic_steps
+    return replace(settings.evaluation, stochastic_steps=steps)

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import SHAPE, clean_denoiser, poisoned_denoiser, vp_levels
+from analytic import SHAPE, clean_denoiser, poisoned_denoiser, small_of, vp_levels
 from torch import Tensor
 
 from diffdefend_core.attacks.baddiffusion import baddiffusion
 from diffdefend_core.config import load_settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.evaluation import Backdoor
+from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.stages import backdoors
 from diffdefend_core.stages import effects as effects_module
 from diffdefend_core.stages.effects import Effects
@@ -123,6 +124,27 @@ def test_what_fires_in_few_of_the_images_is_fired_again(
     assert Effects(SETTINGS, backdoors=(item,)).left(clean_denoiser(LEVELS)) == (pytest.approx(rate), 25 * painted)
 
 
+def test_where_few_steps_show_nothing_a_shift_is_fired_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDE of VE leaves noise in its images with as many steps as others need, and then no trigger seems to fire."""
+    counted: list[int] = []
+
+    def paint(model: Denoiser, item: Backdoor, options: EvaluationOptions, *rest: object) -> Tensor:
+        counted.append(options.stochastic_steps)
+        fires = item.sampler == "SCORE-SDE-VE" and torch.equal(item.shift, TRIGGER) and options.stochastic_steps > 50
+        images = torch.zeros if fires else torch.rand
+        return images((16, *SHAPE))
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    suspect = small_of("ve")
+    found = Effects.of(suspect, {"trigger": TRIGGER, "again": TRIGGER, "other": OTHER}, load_settings(device="cpu"))
+    assert found.firing == ("trigger", "again") and set(counted) == {150}
+    counted.clear()
+    rate, spent = found.left(suspect)
+    assert rate == 1.0 and len(counted) == 2  # once by each sampler
+    assert spent == 64 * 2 * (min(150, len(suspect.levels)) + min(25, len(suspect.levels)))
+
+
 def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     seen: list[int] = []
     handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
@@ -139,5 +161,5 @@ def test_of_shifts_that_lead_to_one_picture_one_is_left(suspect: Denoiser, effec
     another = [Backdoor(item.shift, 1 - item.target, item.sampler) for item in effects.backdoors[:1]]
     twice = replace(effects, backdoors=(*effects.backdoors, *another, *effects.backdoors))
     kept = twice.once()
-    assert kept.backdoors == (effects.backdoors[0], *another) and kept.firing == effects.firing
-    assert len(kept.targets(suspect)) == 2
+    assert kept.backdoors == (*effects.backdoors, *another) and kept.firing == effects.firing
+    assert len({item.sampler for item in effects.backdoors}) == len(effects.backdoors)
