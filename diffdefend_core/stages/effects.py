@@ -25,6 +25,9 @@ SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
 # Some processes take so many times `detection.stochastic_steps`: with fewer the SDE of VE leaves more noise in its
 # images than a picture may differ.
 SLOW = {"ve": 3}
+# The share of `evaluation.asr_threshold` within which the images of a shift that fires are, by process: in two steps a
+# consistency model paints alike under any shift, and under a trigger ten times as much so.
+STRICT = {"consistency": 0.2}
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ class Effects:
     def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings) -> Effects:
         shown = recovered_backdoors(shift, suspect, settings, silent)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
-        likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
-        alone = [item for item in likely if _rate(suspect, item, settings, PROBED) >= FIRES_AT]
+        likely = [item for spread, item in shown if spread < _alike(suspect, settings)] or [shown[0][1]]
+        alone = [item for item in likely if _fires(suspect, item, settings)]
         painted = cls(settings, fired=1, tested=len(likely))
         for opposed, item in enumerate(alone, 1):
-            if _rate(suspect, _opposite(item, suspect, settings), settings, PROBED) < FIRES_AT:
+            if not _fires(suspect, _opposite(item, suspect, settings), settings):
                 backdoors = (item, *by_other_samplers(item, suspect).values())
                 others = [other.target for other in alone if other.stochastic is not item.stochastic]
                 both = any(_same(picture[None], item.target, settings).any() for picture in others)
@@ -137,9 +140,22 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
     return replace(turned, target=medoid(images))
 
 
+def _alike(denoiser: Denoiser, settings: Settings) -> float:
+    return settings.evaluation.asr_threshold * STRICT.get(denoiser.process, 1.0)
+
+
+def _fires(suspect: Denoiser, backdoor: Backdoor, settings: Settings) -> bool:
+    images = _painted(suspect, backdoor, settings, PROBED, SEED)
+    return successes(images, backdoor.target, _alike(suspect, settings)).mean().item() >= FIRES_AT
+
+
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:
-    images = triggered_images(denoiser, backdoor, _quick(denoiser, settings), settings.seed + seed, silent, count)
+    images = _painted(denoiser, backdoor, settings, count, seed)
     return _same(images, backdoor.target, settings).float().mean().item()
+
+
+def _painted(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int) -> Tensor:
+    return triggered_images(denoiser, backdoor, _quick(denoiser, settings), settings.seed + seed, silent, count)
 
 
 def _same(images: Tensor, target: Tensor, settings: Settings) -> Tensor:

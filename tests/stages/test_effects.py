@@ -145,6 +145,20 @@ def test_where_few_steps_show_nothing_a_shift_is_fired_in_more(monkeypatch: pyte
     assert spent == 64 * 2 * (min(150, len(suspect.levels)) + min(25, len(suspect.levels)))
 
 
+@pytest.mark.parametrize(("process", "fires"), [("consistency", True), ("flow", False)])
+def test_a_consistency_model_paints_alike_under_any_shift_and_more_so_under_a_trigger(
+    monkeypatch: pytest.MonkeyPatch, process: str, fires: bool
+) -> None:
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        spread = 0.002 if torch.equal(item.shift, TRIGGER) else 0.03  # a mean squared error
+        return 0.5 + spread**0.5 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1)) / 2**0.5
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    shifts = {"trigger": TRIGGER, "other": OTHER}
+    assert Effects.of(small_of(process), shifts, SETTINGS).firing == (("trigger",) if fires else ())
+
+
 def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     seen: list[int] = []
     handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
