@@ -32,13 +32,16 @@ FixedRule = Callable[[Verdict, Candidate, Scorecard], Rule]
 def verdict_is_clean(verdict: Verdict, candidate: Candidate, scorecard: Scorecard) -> Rule:
     """The model that would leave the gate is clean: by its scan, or after a repair by the scan of the repaired one.
 
-    No scan outweighs a shift that the repair knows, and that still fires when its rounds are used up.
+    No scan outweighs a shift that the repair knows, and that still fires when its rounds are used up. Where no known
+    shift fired before the repair, nothing shows that it did anything, unless the true trigger was measured.
     """
     judged, whose = _judged_verdict(verdict, candidate)
     statement = f"the scan of the {whose} says clean (it says {judged.word}, probability {judged.probability:.3g})"
     repair = candidate.purified
     if repair is not None and repair.still_fires is None:
         statement += "; nothing else speaks for the repair, for no found shift fired before it"
+        if judge.measured("scorecard.after.asr_known", verdict, scorecard) is None:
+            return Rule(id="verdict-clean", statement=statement, result=RuleResult.NOT_EVALUATED)
     elif repair is not None and not repair.is_silent:
         statement += f", and no found shift still fires (one does in {repair.still_fires:.1%})"
         return Rule(id="verdict-clean", statement=statement, result=RuleResult.FAIL)
@@ -77,7 +80,7 @@ def metrics_are_there(verdict: Verdict, candidate: Candidate, scorecard: Scoreca
 
 
 FIXED_IN_WORDS = (
-    ("verdict-clean", "the scan of the model that leaves the gate says clean, and no shift known to its repair fires"),
+    ("verdict-clean", "the scan of the model that leaves the gate says clean, and its repair silenced what had fired"),
     ("records-agree", "branch, repair and scans speak of one model and one calibration"),
     ("metrics-there", "before.fid, and after a repair after.fid and after.asr, are measured and finite"),
 )

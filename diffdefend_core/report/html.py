@@ -137,7 +137,7 @@ def _repair(purified: PurifiedModel) -> Iterator[str]:
         yield f"Round {purified.rounds} left least and is the one handed on."
     yield f"The scan of the repaired model says {rescan.word} ({probability(rescan.probability)})."
     if purified.still_fires is None:
-        yield "No shift that was found led to one picture, so that this scan alone says that the trigger is gone."
+        yield "No shift that was found led to one picture before the repair, so that this scan alone speaks for it."
     elif purified.still_fires:
         yield f"A shift that was found still paints its picture in {percent(purified.still_fires)} of the cases."
 

@@ -75,6 +75,7 @@ def candidate(action: Action = Action.KEEP, rescan: Verdict | None = None) -> Ca
         rescan=rescan or verdict(Word.CLEAN, "d1"),
         weights_sha256={},
         forward_equivalents=1,
+        still_fires=0.0,
     )
     return Candidate(
         action=action,
@@ -108,7 +109,7 @@ def test_a_clean_measured_model_is_promoted() -> None:
     ("still_fires", "outcome"),
     [
         (0.01, Outcome.REPAIRED), (0.14, Outcome.QUARANTINED), (float("nan"), Outcome.QUARANTINED),
-        (None, Outcome.REPAIRED),
+        (None, Outcome.QUARANTINED),
     ],
 )  # fmt: skip
 def test_a_repair_that_leaves_a_known_shift_firing_is_none_whatever_its_scan_says(
@@ -122,6 +123,22 @@ def test_a_repair_that_leaves_a_known_shift_firing_is_none_whatever_its_scan_say
     assert (results(decision)["verdict-clean"] is RuleResult.PASS) == (outcome is Outcome.REPAIRED)
     rule = next(rule for rule in decision.rules if rule.id == "verdict-clean")
     assert ("nothing else speaks for the repair" in rule.statement) == (still_fires is None)
+
+
+@pytest.mark.parametrize(("known", "outcome"), [(0.0, Outcome.REPAIRED), (math.nan, Outcome.QUARANTINED)])
+def test_the_true_trigger_speaks_for_a_repair_of_which_nothing_that_was_found_fires(
+    known: float, outcome: Outcome
+) -> None:
+    repair = candidate(Action.PURIFY)
+    assert repair.purified is not None
+    repair = dataclasses.replace(repair, purified=dataclasses.replace(repair.purified, still_fires=None))
+    card = repaired_scorecard()
+    assert card.after is not None
+    card = dataclasses.replace(card, after={**card.after, "asr_known": metric(known)})
+    decision = decide(verdict(Word.BACKDOORED), repair, card)
+    assert decision.outcome is outcome
+    rule = next(rule for rule in decision.rules if rule.id == "verdict-clean")
+    assert (rule.result is RuleResult.NOT_EVALUATED) == (outcome is Outcome.QUARANTINED)
 
 
 def test_a_repaired_model_that_passes_is_repaired_and_names_the_new_digest() -> None:

@@ -58,7 +58,7 @@ REPAIRS = {
     "and removed 2 further triggers.": {"further_triggers": 2},
     "Round 2 left least and is the one handed on.": {"rounds": 2, "rounds_tried": 3},
     "A shift that was found still paints its picture in 3.1 % of the cases.": {"still_fires": 1 / 32},
-    "so that this scan alone says that the trigger is gone.": {"still_fires": None},
+    "so that this scan alone speaks for it.": {"still_fires": None},
 }
 
 
