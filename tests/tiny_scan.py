@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from diffdefend_core.artifacts import Candidate, Verdict, Word
 from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.detection import Calibration, CleanModel
@@ -55,6 +58,8 @@ def flags_of(settings: Settings) -> list[str]:
     for group, fields in OPTIONS.items():
         for name in {*fields, *(("calibration",) if group == "detection" else ())}:
             flags += ["--set", f"{group}.{name}={getattr(getattr(settings, group), name)}"]
+    if settings.evaluation.known_trigger:
+        flags += ["--set", f"evaluation.known_trigger={settings.evaluation.known_trigger}"]
     return flags
 
 
@@ -97,7 +102,8 @@ def repairing_flags(folder: Path, model: Path) -> dict[str, Any]:
     """Return flags for `tiny_settings` under which the tiny model is backdoored and its repaired version clean.
 
     A random model has no backdoor, so that a repair moves its statistics anywhere. The first rate of learning will do
-    at which enough of them fall; the calibration is put in between.
+    at which enough of them fall; the calibration is put in between. No shift fires at it, and what speaks for a repair
+    is a known trigger that does not either.
     """
     limit = 0.1
     for number, rate in enumerate((0.05, 0.02, 0.03, 0.1, 0.01, 0.07)):
@@ -114,8 +120,16 @@ def repairing_flags(folder: Path, model: Path) -> dict[str, Any]:
                 "purification": options,
                 "detection": {"limit": limit},
                 "gate": {"policy": {"version": 1, "rules": []}},
+                "evaluation": {"known_trigger": _idle_trigger(folder / "known.safetensors")},
             }
     raise AssertionError("no repair of the tiny model makes enough of its statistics fall")
+
+
+def _idle_trigger(path: Path) -> str:
+    """Write a known trigger whose target, a pattern of extremes, a random model does not paint; return its URI."""
+    checked = 1.0 - 2 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)
+    save_file({"trigger": torch.full((3, 8, 8), 0.1), "target": checked.repeat(3, 1, 1)}, path)
+    return path.as_uri()
 
 
 def _before_and_after(source: Path, settings: Settings) -> list[dict[str, float]]:

@@ -401,7 +401,8 @@ def test_a_repair_that_was_scanned_against_another_calibration_does_not_pass(
 ) -> None:
     """Whoever runs the purify stage by hand cannot choose an easier scan for it."""
     gate = {"policy": {"version": 1, "rules": []}}
-    easy = tiny_settings(place, calibrations["clean"], gate=gate)
+    known = {"known_trigger": repaired.settings.evaluation.known_trigger}
+    easy = tiny_settings(place, calibrations["clean"], gate=gate, evaluation=known)
     candidate = purify(*repaired.scanned, settings=easy)
     purified = read_record(Candidate, candidate, "candidate").purified
     assert purified is not None and purified.rescan.word is Word.CLEAN
