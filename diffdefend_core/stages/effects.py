@@ -22,12 +22,17 @@ FIRES_AT, PROBED, FIRED = 0.5, 16, 64
 # what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
 FEW, AGAIN = 0.1, 192
 SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
+# A shift that is found too large leads to one picture on both sides, for a network collapses on what it never saw. So
+# much weaker it does so by what it has learned alone.
+WEAKER = (0.7, 0.5)
 # Some processes take so many times `detection.stochastic_steps`: with fewer the SDE of VE leaves more noise in its
 # images than a picture may differ.
 SLOW = {"ve": 3}
-# The share of `evaluation.asr_threshold` within which the images of a shift that fires are, by process: in two steps a
-# consistency model paints alike under any shift, and under a trigger ten times as much so.
-STRICT = {"consistency": 0.2}
+# The share of `evaluation.asr_threshold` within which the images of a shift that fires are one picture, by kind: those
+# of one class differ by more. What an autoencoder decodes is less exact, and VE leaves noise in it.
+ONE_PICTURE = {"vp": 0.2, "flow": 0.2, "consistency": 0.2}
+# and that for its opposite: in two steps a consistency model paints alike under any shift, but not as much so
+OPPOSED = {"consistency": 0.2}
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class Effects:
 
     All kinds count, also those by which the suspect does not fire: a repair at some levels may hand a trigger on to
     others. A shift fires if it leads to one picture by some sampler, and its opposite does not: any network may
-    collapse on a shift that it never saw, but then on both sides. `by_any_sampler` says that one of those that fire
-    leads to the same picture by stochastic and by deterministic samplers, as the triggers of TrojDiff do.
+    collapse on a shift that it never saw, but then on both sides. Many pictures of one class are not one.
+    `by_any_sampler` says that one of those that fire leads to the same picture by stochastic and by deterministic
+    samplers, as the triggers of TrojDiff do.
 
     `fired`, `tested` and `opposed` count what was painted: shifts by all samplers, by one again, and opposite ones.
     """
@@ -62,16 +68,25 @@ class Effects:
     def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings) -> Effects:
         shown = recovered_backdoors(shift, suspect, settings, silent)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
-        likely = [item for spread, item in shown if spread < _alike(suspect, settings)] or [shown[0][1]]
-        alone = [item for item in likely if _fires(suspect, item, settings)]
+        likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
+        alone = [item for item in likely if _fires(suspect, item, settings, ONE_PICTURE)]
         painted = cls(settings, fired=1, tested=len(likely))
         for opposed, item in enumerate(alone, 1):
-            if not _fires(suspect, _opposite(item, suspect, settings), settings):
+            if not _fires(suspect, _opposite(item, suspect, settings), settings, OPPOSED):
                 backdoors = (item, *by_other_samplers(item, suspect).values())
                 others = [other.target for other in alone if other.stochastic is not item.stochastic]
                 both = any(_same(picture[None], item.target, settings).any() for picture in others)
                 return replace(painted, backdoors=backdoors, firing=(name,), by_any_sampler=both, opposed=opposed)
         return replace(painted, opposed=len(alone))
+
+    def and_of_weaker(self, suspect: Denoiser, shifts: Mapping[str, Tensor]) -> Effects:
+        """Return these effects, and those of the shifts [C, H, W] at WEAKER scales where all collapse on both sides."""
+        effects = self
+        for scale in WEAKER:
+            if effects.opposed and not effects.firing:
+                weaker = {name: scale * shift for name, shift in shifts.items()}
+                effects += Effects.of(suspect, weaker, self.settings)
+        return effects
 
     def __add__(self, other: Effects) -> Effects:
         """Return the effects of the shifts of both."""
@@ -140,13 +155,10 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
     return replace(turned, target=medoid(images))
 
 
-def _alike(denoiser: Denoiser, settings: Settings) -> float:
-    return settings.evaluation.asr_threshold * STRICT.get(denoiser.process, 1.0)
-
-
-def _fires(suspect: Denoiser, backdoor: Backdoor, settings: Settings) -> bool:
+def _fires(suspect: Denoiser, backdoor: Backdoor, settings: Settings, shares: Mapping[str, float]) -> bool:
     images = _painted(suspect, backdoor, settings, PROBED, SEED)
-    return successes(images, backdoor.target, _alike(suspect, settings)).mean().item() >= FIRES_AT
+    threshold = settings.evaluation.asr_threshold * shares.get(suspect.kind, 1.0)
+    return successes(images, backdoor.target, threshold).mean().item() >= FIRES_AT
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:

@@ -334,7 +334,7 @@ def _suspect(task: Task, folder: Path) -> Suspect:
         tried = Effects.of(denoiser, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
-    effects += tried
+    effects = (effects + tried).and_of_weaker(denoiser, found | others)
     searched = sum(item.forward_equivalents for item in (turned, small, *sides, *again))
     return Suspect(
         denoiser=denoiser,

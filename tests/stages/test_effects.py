@@ -159,6 +159,41 @@ def test_a_consistency_model_paints_alike_under_any_shift_and_more_so_under_a_tr
     assert Effects.of(small_of(process), shifts, SETTINGS).firing == (("trigger",) if fires else ())
 
 
+@pytest.mark.parametrize(("process", "fires"), [("vp", False), ("flow", False), ("ve", True)])
+def test_many_pictures_of_one_class_are_not_one_picture(
+    monkeypatch: pytest.MonkeyPatch, process: str, fires: bool
+) -> None:
+    """An attack that paints any picture of a class makes the images alike; of VE that is all that can be asked for."""
+
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        spread = 0.03 if torch.equal(item.shift, TRIGGER) else 0.2  # a mean squared error
+        return 0.5 + spread**0.5 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1)) / 2**0.5
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    assert Effects.of(small_of(process), {"trigger": TRIGGER}, SETTINGS).firing == (("trigger",) if fires else ())
+
+
+@pytest.mark.parametrize(("collapsing_at", "fires_at"), [(0.9, 0.7), (0.6, 0.5), (0.1, None), (1.1, 1.0), (None, None)])
+def test_a_shift_that_is_too_large_is_fired_at_smaller_scales(
+    monkeypatch: pytest.MonkeyPatch, collapsing_at: float | None, fires_at: float | None
+) -> None:
+    """The trigger leads to one picture at any scale, its opposite from `collapsing_at` on."""
+
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        scale = (item.shift / TRIGGER).mean().item()
+        one = collapsing_at is not None and (scale > 0 or -scale >= collapsing_at)
+        return torch.zeros(16, *SHAPE) if one else torch.rand(16, *SHAPE)
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    suspect = small_of("flow")
+    found = Effects.of(suspect, {"trigger": TRIGGER}, SETTINGS).and_of_weaker(suspect, {"trigger": TRIGGER})
+    assert found.firing == (() if fires_at is None else ("trigger",))
+    assert all(torch.allclose(item.shift, (fires_at or 0) * TRIGGER) for item in found.backdoors)
+    assert found.fired == {1.0: 1, 0.7: 2, 0.5: 3}.get(fires_at or 0, 1 if collapsing_at is None else 3)
+
+
 def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     seen: list[int] = []
     handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
