@@ -145,16 +145,22 @@ def test_where_few_steps_show_nothing_a_shift_is_fired_in_more(monkeypatch: pyte
     assert spent == 64 * 2 * (min(150, len(suspect.levels)) + min(25, len(suspect.levels)))
 
 
-@pytest.mark.parametrize(("process", "fires"), [("consistency", True), ("flow", False)])
-def test_a_consistency_model_paints_alike_under_any_shift_and_more_so_under_a_trigger(
-    monkeypatch: pytest.MonkeyPatch, process: str, fires: bool
-) -> None:
+def paint_apart(monkeypatch: pytest.MonkeyPatch, *, trigger: float, other: float) -> None:
+    """Let images be apart by a mean squared error, under the trigger and under other shifts."""
+
     def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
-        spread = 0.002 if torch.equal(item.shift, TRIGGER) else 0.03  # a mean squared error
+        spread = trigger if torch.equal(item.shift, TRIGGER) else other
         return 0.5 + spread**0.5 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1)) / 2**0.5
 
     for module in (effects_module, backdoors):
         monkeypatch.setattr(module, "triggered_images", paint)
+
+
+@pytest.mark.parametrize(("process", "fires"), [("consistency", True), ("flow", False)])
+def test_a_consistency_model_paints_alike_under_any_shift_and_more_so_under_a_trigger(
+    monkeypatch: pytest.MonkeyPatch, process: str, fires: bool
+) -> None:
+    paint_apart(monkeypatch, trigger=0.002, other=0.03)
     shifts = {"trigger": TRIGGER, "other": OTHER}
     assert Effects.of(small_of(process), shifts, SETTINGS).firing == (("trigger",) if fires else ())
 
@@ -165,12 +171,7 @@ def test_many_pictures_of_one_class_are_not_one_picture(
 ) -> None:
     """An attack that paints any picture of a class makes the images alike; of VE that is all that can be asked for."""
 
-    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
-        spread = 0.03 if torch.equal(item.shift, TRIGGER) else 0.2  # a mean squared error
-        return 0.5 + spread**0.5 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1)) / 2**0.5
-
-    for module in (effects_module, backdoors):
-        monkeypatch.setattr(module, "triggered_images", paint)
+    paint_apart(monkeypatch, trigger=0.03, other=0.2)
     assert Effects.of(small_of(process), {"trigger": TRIGGER}, SETTINGS).firing == (("trigger",) if fires else ())
 
 
