@@ -12,6 +12,8 @@ from diffdefend_core.gate.policy import SHARES, Policy, PolicyRule, Waiver, time
 
 # success rates, and the trigger of the rows of the scorecard that count for each
 TRIGGERS = {"asr": "recovered", "asr_known": "known"}
+# how a statement begins by the bound that counts: the value itself, or an end of its interval
+COUNTED = {"value": "it is", "low": "at the low end it is", "high": "at the high end it is"}
 
 
 def judge(rule: PolicyRule, judged: Verdict, scorecard: Scorecard) -> Rule:
@@ -23,9 +25,10 @@ def judge(rule: PolicyRule, judged: Verdict, scorecard: Scorecard) -> Rule:
     after = measured(rule.metric, judged, scorecard, rule.min_n)
     if not rule.is_change:
         evidence = _interval(after) + _whose(after, rule, scorecard)
-        return _compared(rule, _end(after, rule, scorecard), evidence)
+        return _compared(rule, _end(after, rule, scorecard), evidence, _bound(rule, scorecard))
     before = measured(rule.metric.replace("after", "before", 1), judged, scorecard, rule.min_n)
-    return _compared(rule, _change(before, after, rule, scorecard), _both(before, after))
+    change = _change(before, after, rule, scorecard)
+    return _compared(rule, change, _both(before, after), _bound(rule, scorecard))
 
 
 def asked(rule: PolicyRule, candidate: Candidate, scorecard: Scorecard) -> bool:
@@ -133,7 +136,7 @@ def _change(before: Metric | None, after: Metric | None, rule: PolicyRule, score
     return new / old - 1.0 if before.value > 0.0 and old > 0.0 else None
 
 
-def _compared(rule: PolicyRule, value: float | None, evidence: str) -> Rule:
+def _compared(rule: PolicyRule, value: float | None, evidence: str, bound: str) -> Rule:
     blocking = rule.severity == "block"
     limit = -rule.limit if rule.is_change and rule.direction == "at_least" else rule.limit
     if value is None or not math.isfinite(value):
@@ -142,7 +145,7 @@ def _compared(rule: PolicyRule, value: float | None, evidence: str) -> Rule:
     margin = limit - value if rule.direction == "at_most" else value - limit
     return Rule(
         id=rule.id,
-        statement=f"{in_words(rule)} (it is {_number(value, rule)}; {evidence})",
+        statement=f"{in_words(rule)} ({COUNTED[bound]} {_number(value, rule)}; {evidence})",
         result=RuleResult.PASS if margin >= 0.0 else RuleResult.FAIL,
         value=value,
         limit=limit,

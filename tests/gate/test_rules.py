@@ -212,6 +212,9 @@ def test_against_its_own_samples_intervals_are_compared(low: float, expected: Ru
             verdict(Word.BACKDOORED), candidate(Action.PURIFY), dataclasses.replace(card, self_reference=own)
         )
         assert results(judged)["fid-after"] is result
+        rule = next(rule for rule in judged.rules if rule.id == "fid-after")
+        counted = f"at the low end it is {low / 12.0 - 1.0:.1%};" if own else "it is 50.0%;"
+        assert f"({counted} from 10 to 15" in rule.statement
 
 
 @pytest.mark.parametrize(
