@@ -74,9 +74,13 @@ REMOVAL_SIGNALS = (0.005, 3.0)
 # A consistency model has no levels below that it hands a trigger on to: it begins in the noisiest ones, and what comes
 # after is begun with fresh noise.
 REMOVAL_AT_ONCE = (0.005, 0.1)
+# A trigger of a flow that leads to no single picture chooses among many: in much noise, where the little that is left
+# of it decides. Above that the suspect with its trigger is nearer to a clean network than the goal.
+REMOVAL_OF_CHOICE = (0.005, 0.3)
 # How far beyond its goals a removal aims, as a share of what falls short of them: a first one, of triggers that
-# deterministic samplers carry on from level to level, so that what is left at each adds up; and a further round
-AHEAD, FURTHER = 0.1, 1.0
+# deterministic samplers carry on from level to level, so that what is left at each adds up; one of triggers that choose
+# among pictures; and a further round
+AHEAD, OF_CHOICE, FURTHER = 0.1, 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,15 @@ class Suspect:
     further: int
     forward_equivalents: int
 
+    @property
+    def chooses(self) -> bool:
+        """Whether no shift of a flow leads to one picture: an attack that paints any picture of a class (D2D)."""
+        return not self.effects.firing and not self.sided and self.denoiser.process == "flow"
+
 
 @dataclass(frozen=True)
 class Aims:
-    """What one round removes, how far `beyond` its goals it aims, and the pictures that it unlearns.
+    """What one round removes, how far `beyond` its goals it aims, the pictures that it unlearns, whether it settles.
 
     `targets` [C, H, W] are clean x0: those of small triggers, and where `_pictured` says so.
     """
@@ -123,6 +132,7 @@ class Aims:
     removals: list[Removal]
     targets: tuple[Tensor, ...]
     beyond: float
+    settles: bool
 
 
 def purify(
@@ -256,12 +266,12 @@ def _round(
 ) -> None:
     """Fill the folder of one round: train, save, and scan what was saved.
 
-    Where pictures are unlearned the first one settles. What settles answers a little more evenly again, and a later
-    round is there because too much was left.
+    Where pictures are unlearned, or a choice among them, the first one settles. What settles answers a little more
+    evenly again, and a later round is there because too much was left.
     """
     settings, options, progress = task.settings, task.settings.purification, task.progress
     aims = _aims(suspect, earlier)
-    settled = options.settling if number == 1 and aims.targets else 0.0
+    settled = options.settling if aims.settles else 0.0
     train = partial(
         repair,
         fetch_denoiser(earlier[-1], settings.device, settings.adapter) if earlier else suspect.denoiser,
@@ -367,9 +377,22 @@ def _aims(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
     shifts = suspect.shifts + [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
     kind = {"any_background": suspect.sided, "small": suspect.small}
-    beyond = FURTHER if earlier else 0.0 if suspect.sided else AHEAD
-    signals = REMOVAL_AT_ONCE if suspect.denoiser.process == "consistency" else REMOVAL_SIGNALS
-    return Aims([Removal(shift, signals, **kind) for shift in shifts], targets, beyond)
+    removals = [Removal(shift, _signals(suspect), **kind) for shift in shifts]
+    return Aims(removals, targets, _beyond(suspect, earlier), not earlier and (bool(targets) or suspect.chooses))
+
+
+def _beyond(suspect: Suspect, earlier: tuple[str, ...]) -> float:
+    if earlier:
+        return FURTHER
+    if suspect.chooses:
+        return OF_CHOICE
+    return 0.0 if suspect.sided else AHEAD
+
+
+def _signals(suspect: Suspect) -> tuple[float, float]:
+    if suspect.denoiser.process == "consistency":
+        return REMOVAL_AT_ONCE
+    return REMOVAL_OF_CHOICE if suspect.chooses else REMOVAL_SIGNALS
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

@@ -20,13 +20,24 @@ from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
 from diffdefend_core.config import Settings, load_settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
+from diffdefend_core.evaluation import Backdoor
 from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.io import folders
 from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
-from diffdefend_core.stages.purify import AHEAD, FURTHER, REMOVAL_AT_ONCE, REMOVAL_SIGNALS, Suspect, _suspect, purify
+from diffdefend_core.stages.purify import (
+    AHEAD,
+    FURTHER,
+    OF_CHOICE,
+    REMOVAL_AT_ONCE,
+    REMOVAL_OF_CHOICE,
+    REMOVAL_SIGNALS,
+    Suspect,
+    _suspect,
+    purify,
+)
 from diffdefend_core.stages.scan import scan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -204,18 +215,31 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     assert [item.shifts for item in found] == [(picture,) for picture in pictures][: len(seeds)]
 
 
-@pytest.mark.parametrize(
-    ("process", "signals"), [("ve", REMOVAL_SIGNALS), ("flow", REMOVAL_SIGNALS), ("consistency", REMOVAL_AT_ONCE)]
-)
-def test_a_consistency_model_hands_no_trigger_on_to_the_levels_below(
-    process: str, signals: tuple[float, float], tmp_path: Path
+@pytest.mark.parametrize(("process", "firing", "sided", "signals", "beyond", "settles"), [
+    ("flow", True, False, REMOVAL_SIGNALS, AHEAD, True),  # the picture of a flow's trigger is unlearned
+    ("flow", False, False, REMOVAL_OF_CHOICE, OF_CHOICE, True),
+    ("flow", False, True, REMOVAL_SIGNALS, 0.0, False),
+    ("vp", True, False, REMOVAL_SIGNALS, AHEAD, False),
+    ("vp", False, True, REMOVAL_SIGNALS, 0.0, False),
+    ("vp", False, False, REMOVAL_SIGNALS, AHEAD, False),  # half of its trigger may be quieter noise
+    ("ve", False, False, REMOVAL_SIGNALS, AHEAD, False),
+    ("consistency", False, False, REMOVAL_AT_ONCE, AHEAD, False),
+])  # fmt: skip
+def test_where_a_shift_is_removed_and_how_far_beyond(
+    process: str, firing: bool, sided: bool, signals: tuple[float, float], beyond: float, settles: bool, tmp_path: Path
 ) -> None:
+    """A consistency model hands no trigger on to the levels below; one that leads to no single picture chooses."""
     denoiser = small_of(process)
+    shift = torch.ones(denoiser.shape)
+    backdoors = (Backdoor(shift, torch.zeros(denoiser.picture_shape), "EULER"),) if firing else ()
     suspect = Suspect(
         denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
-        shifts=[torch.ones(denoiser.shape)], effects=Effects(load_settings()), small=False, sided=False,
+        shifts=[shift], small=False, sided=sided,
+        effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
     )  # fmt: skip
-    assert [item.signals for item in stage._aims(suspect, ()).removals] == [signals]
+    aims = stage._aims(suspect, ())
+    assert [item.signals for item in aims.removals] == [signals]
+    assert (aims.beyond, aims.settles) == (beyond, settles)
 
 
 class Trained(Exception):
