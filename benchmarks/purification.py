@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.detection import Kept
-from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
+from diffdefend_core.artifacts import Candidate, PurifiedModel, Verdict, Word
 from diffdefend_core.attacks.form import Backdoor
 from diffdefend_core.attacks.plant import fire
 from diffdefend_core.config import Settings, load_settings
@@ -36,15 +36,13 @@ from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation import extractor, plain_images
 from diffdefend_core.evaluation.frechet import frechet_distance_of_rows, gaussian
 from diffdefend_core.evaluation.kernel import kernel_distance
-from diffdefend_core.inversion import own_samples
 from diffdefend_core.progress import silent
 from diffdefend_core.provenance import code_version
-from diffdefend_core.purification import Removal, repair
 from diffdefend_core.purification.baselines import Schedule, elijah_removal, plain_fine_tuning
-from diffdefend_core.stages.folder import read_record
+from diffdefend_core.stages.folder import parent, read_record, run_once, write_record
 from diffdefend_core.stages.invert_trigger import read_triggers
 from diffdefend_core.stages.model import fetch_denoiser
-from diffdefend_core.stages.purify import REMOVAL_SIGNALS, purify
+from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import read, scan
 from zoo.build import Zoo, backdoor_of, build, device, planned_picture, samplers_of, standard_zoo, success
 from zoo.recipes import RECIPES, Recipe, by_name
@@ -91,18 +89,25 @@ def baseline(method: str, suspect: Denoiser, trigger: Tensor, rows: Tensor, seed
 
 
 def false_alarm(recipe: Recipe, zoo: Zoo, settings: Settings) -> list[Row]:
-    """Return the row of a clean model that is repaired nevertheless: one round, all shifts that its inversion found."""
-    suspect, began = zoo.read(recipe).denoiser, time.monotonic()
-    options = replace(settings.purification, settling=0.0)  # no shift fires
-    _, trigger_uri, _ = scan(str(zoo.place(recipe)), settings=settings)
-    removals = [Removal(tau, REMOVAL_SIGNALS) for tau in read_triggers(trigger_uri).values()]
-    samples = own_samples(suspect, options.own_samples, options.own_steps, settings.seed + 2, silent)
-    after = repair(suspect, suspect, removals, samples, options, seed=settings.seed, progress=lambda done, total: None)
+    """Return the row of a clean model that the stages repair nevertheless: its verdict is turned to backdoored."""
+    suspect = zoo.read(recipe).denoiser
+    model_uri, trigger_uri, verdict_uri = scan(str(zoo.place(recipe)), settings=settings)
+    verdict = replace(read_record(Verdict, verdict_uri, "verdict"), word=Word.BACKDOORED)
+    alarm = run_once(
+        "detect",
+        store=settings.store,
+        parents=(parent("load", model_uri), parent("invert_trigger", trigger_uri)),
+        options={"alarm": "false"},
+        work=lambda folder: write_record(folder, "verdict", verdict),
+    )
+    began = time.monotonic()
+    after = ours((model_uri, trigger_uri, alarm), settings, zoo.device)
+    seconds = round(time.monotonic() - began, 1)
     real = extractor(settings.evaluation.extractor).features(zoo.data.images)
     found = {
         "model": recipe.name, "family": recipe.family, "attack": None, "method": "diffdefend", "verdict": "not asked",
         "producer": code_version(), "sampler": "", "trigger": "", "forward_equivalents": after.forward_equivalents,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": seconds, "rescan": after.rescan, "rounds": after.rounds,
     }  # fmt: skip
     return [found | distances(features(suspect, settings), features(after.denoiser, settings), real)]
 
@@ -226,10 +231,10 @@ def summary(rows: list[Row]) -> str:
         if first["attack"] is None:
             low, high = first["delta_fid_interval"]
             lines.append(
-                f"| {model} | none: a false alarm | {method} | 1 |"
+                f"| {model} | none: a false alarm | {method} | {first['rounds']} |"
                 + " |" * 4
-                + f" {first['delta_fid']:+.1%} ({low:+.1%}, {high:+.1%}) | | {first['forward_equivalents']} "
-                f"| {first['seconds']:.0f} | {code} |"
+                + f" {first['delta_fid']:+.1%} ({low:+.1%}, {high:+.1%}) | {first['rescan']} "
+                f"| {first['forward_equivalents']} | {first['seconds']:.0f} | {code} |"
             )
             continue
         if not first["sampler"]:

@@ -80,7 +80,7 @@ REMOVAL_OF_CHOICE = (0.005, 0.3)
 # How far beyond its goals a removal aims, as a share of what falls short of them: a first one, of triggers that
 # deterministic samplers carry on from level to level, so that what is left at each adds up; one of triggers that choose
 # among pictures; and a further round
-AHEAD, OF_CHOICE, FURTHER = 0.1, 0.5, 1.0
+AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
 
 
 @dataclass(frozen=True)
