@@ -11,33 +11,23 @@ from typing import Any
 import pytest
 import sample_records
 import torch
-from analytic import small_of
 from safetensors.torch import load_file, save_file
 from tiny_scan import calibration_for, tiny_settings
 from torch import Tensor
 
 from diffdefend_core.artifacts import Candidate, PurifiedModel, Word
-from diffdefend_core.config import Settings, load_settings
+from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.errors import InputError
-from diffdefend_core.evaluation import Backdoor
 from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.io import folders
 from diffdefend_core.purification import Removal, Repair, repair
+from diffdefend_core.stages import aims
 from diffdefend_core.stages import purify as stage
+from diffdefend_core.stages.aims import AHEAD, FURTHER, Suspect, suspect_in
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
-from diffdefend_core.stages.purify import (
-    AHEAD,
-    FURTHER,
-    OF_CHOICE,
-    REMOVAL_AT_ONCE,
-    REMOVAL_OF_CHOICE,
-    REMOVAL_SIGNALS,
-    Suspect,
-    _suspect,
-    purify,
-)
+from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -74,7 +64,7 @@ def test_r2_without_a_reference_is_refused(place: Path, flagging: str, pristine_
 def test_r2_refuses_a_reference_that_its_own_scan_does_not_call_clean(
     place: Path, flagging: str, pristine_model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_suspect", lambda *given: pytest.fail("the suspect was asked first"))
+    monkeypatch.setattr(stage, "suspect_in", lambda *given: pytest.fail("the suspect was asked first"))
     settings = settings_for(place, flagging, purification={"target": "r2"}, inversion={"reference": str(reference)})
     with pytest.raises(InputError, match="the scan of the reference says backdoored"):
         purify(*scan(str(pristine_model), settings=settings), settings=settings)
@@ -97,7 +87,7 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
     tmp_path: Path, flagging: str, pristine_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It settles where pictures are unlearned, which all rounds do here."""
-    monkeypatch.setattr(stage, "_pictured", lambda *given: True)
+    monkeypatch.setattr(aims, "_pictured", lambda *given: True)
     monkeypatch.setattr(Effects, "targets", lambda self, suspect: (torch.zeros(suspect.shape),))
     beyond: list[float] = []
     asked: list[Suspect] = []
@@ -107,11 +97,11 @@ def test_a_finished_round_is_not_done_again_and_the_first_alone_settles_and_aims
         return repair(*given, **named)
 
     def asking(*given: Any) -> Suspect:
-        asked.append(_suspect(*given))
+        asked.append(suspect_in(*given))
         return asked[-1]
 
     monkeypatch.setattr(stage, "repair", watched)
-    monkeypatch.setattr(stage, "_suspect", asking)
+    monkeypatch.setattr(stage, "suspect_in", asking)
     settings = settings_for(tmp_path, flagging, purification={"rounds": 2})
     scanned = scan(str(pristine_model), settings=settings)
     uri = purify(*scanned, settings=settings)
@@ -180,7 +170,7 @@ def test_no_round_follows_one_whose_scan_is_clean(
         write_record(given[-1], "purified", dataclasses.replace(sample_records.purified(word), still_fires=0.0))
 
     monkeypatch.setattr(stage, "_round", done)
-    monkeypatch.setattr(stage, "_suspect", lambda *given: None)
+    monkeypatch.setattr(stage, "suspect_in", lambda *given: None)
     settings = settings_for(tmp_path, flagging, purification={"rounds": 3})
     uri = purify(*scan(str(pristine_model), settings=settings), settings=settings)
     candidate = read_record(Candidate, uri, "candidate").purified
@@ -195,51 +185,6 @@ def test_a_repair_does_not_change_the_suspect(tmp_path: Path, flagging: str, pri
         folders.fetch(source, tmp_path / str(same), prefix="model/")
         found, before = (load_file(folder / WEIGHTS) for folder in (tmp_path / str(same) / "model", pristine_model))
         assert all(torch.equal(found[name], before[name]) for name in before) is same
-
-
-@pytest.mark.parametrize("process", ["vp", "consistency"])
-def test_of_consistency_models_each_picture_is_searched_again(process: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int] = []
-
-    def search(suspect: Denoiser, samples: Tensor, picture: Tensor, options: Any, *, seed: int) -> Attractors:
-        seeds.append(seed)
-        return Attractors((picture,), 7)
-
-    suspect = small_of(process)
-    pictures = (torch.zeros(suspect.shape), torch.ones(suspect.shape))
-    monkeypatch.setattr(Effects, "targets", lambda *given: pictures)
-    monkeypatch.setattr(stage, "led_again", search)
-    settings = load_settings(seed=3)
-    found = stage._led_again(suspect, torch.zeros(4, *suspect.shape), Effects(settings), settings)
-    assert seeds == ([3, 4] if process == "consistency" else [])
-    assert [item.shifts for item in found] == [(picture,) for picture in pictures][: len(seeds)]
-
-
-@pytest.mark.parametrize(("process", "firing", "sided", "signals", "beyond", "settles"), [
-    ("flow", True, False, REMOVAL_SIGNALS, AHEAD, True),  # the picture of a flow's trigger is unlearned
-    ("flow", False, False, REMOVAL_OF_CHOICE, OF_CHOICE, True),
-    ("flow", False, True, REMOVAL_SIGNALS, 0.0, False),
-    ("vp", True, False, REMOVAL_SIGNALS, AHEAD, False),
-    ("vp", False, True, REMOVAL_SIGNALS, 0.0, False),
-    ("vp", False, False, REMOVAL_SIGNALS, AHEAD, False),  # half of its trigger may be quieter noise
-    ("ve", False, False, REMOVAL_SIGNALS, AHEAD, False),
-    ("consistency", False, False, REMOVAL_AT_ONCE, AHEAD, False),
-])  # fmt: skip
-def test_where_a_shift_is_removed_and_how_far_beyond(
-    process: str, firing: bool, sided: bool, signals: tuple[float, float], beyond: float, settles: bool, tmp_path: Path
-) -> None:
-    """A consistency model hands no trigger on to the levels below; one that leads to no single picture chooses."""
-    denoiser = small_of(process)
-    shift = torch.ones(denoiser.shape)
-    backdoors = (Backdoor(shift, torch.zeros(denoiser.picture_shape), "EULER"),) if firing else ()
-    suspect = Suspect(
-        denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
-        shifts=[shift], small=False, sided=sided,
-        effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
-    )  # fmt: skip
-    aims = stage._aims(suspect, ())
-    assert [item.signals for item in aims.removals] == [signals]
-    assert (aims.beyond, aims.settles) == (beyond, settles)
 
 
 class Trained(Exception):
@@ -281,60 +226,25 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
 
     def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
         names.extend(shifts)
-        fires = len(shifts) if stage.SMALL in shifts else firing
+        fires = len(shifts) if aims.SMALL in shifts else firing
         return Effects(settings, firing=tuple(shifts)[:fires], by_any_sampler=by_any)
 
     monkeypatch.setattr(Effects, "targets", lambda *given: (torch.zeros(1, 8, 8),))
-    monkeypatch.setattr(stage, "in_less_noise", turn)
-    monkeypatch.setattr(stage, "painting_most", search)
+    monkeypatch.setattr(aims, "in_less_noise", turn)
+    monkeypatch.setattr(aims, "painting_most", search)
     monkeypatch.setattr(stage, "repair", train)
     monkeypatch.setattr(Effects, "of", fire)
     settings = settings_for(place, flagging)
     with pytest.raises(Trained):
         purify(*scan(str(pristine_model), settings=settings), settings=settings)
     counts = [sum(bool((item.shift == value).all()) for item in trained) for value in range(5, 5 + sides)]
-    assert counts == [stage.SIDE_SHARE] * sides and len(trained) > sum(counts)
+    assert counts == [aims.SIDE_SHARE] * sides and len(trained) > sum(counts)
     small = sum(bool((item.shift == 9).all()) for item in trained)
     searched_on = sides + firing == 0  # at a small norm: what has no sides and does not fire
-    assert small == (stage.MAIN_SHARE if searched_on else 0)
-    assert (stage.SMALL in names) is searched_on
+    assert small == (aims.MAIN_SHARE if searched_on else 0)
+    assert (aims.SMALL in names) is searched_on
     assert {item.small for item in trained} == {searched_on}
     assert {item.any_background for item in trained} == {sides > 0}
     assert beyond == [0.0 if sides else AHEAD]
     assert set(targets) == {int(searched_on or by_any)}
     assert set(settling) == {settings.purification.settling if searched_on or by_any else 0.0}
-
-
-def test_of_a_patch_only_the_best_shift_is_removed() -> None:
-    """The others know its place alone, and would take its rows."""
-    patch, scattered, elsewhere = torch.zeros(3, 1, 8, 8)
-    patch[..., -2:, -2:], elsewhere[..., :2, :2] = 0.9, 0.9
-    scattered[..., -2:, -2:] = torch.tensor([[3.0, -4.0], [-2.0, 5.0]])
-    found = {"monotonicity": scattered, "parity": patch, "quiet": elsewhere}
-    assert list(stage._once(found, "parity")) == ["parity", "quiet"]
-    assert stage._unlike((scattered, torch.ones(1, 8, 8)), {"parity": patch}).keys() == {"further-2"}
-    whole = {"monotonicity": torch.ones(1, 8, 8), "parity": torch.ones(1, 8, 8)}
-    assert stage._once(whole, "parity") == whole
-
-
-@pytest.mark.parametrize(
-    ("still_fires", "by_any", "process", "unlearned"),
-    [
-        (None, False, "vp", False), (0.0, False, "vp", False), (0.05, False, "vp", True), (None, True, "vp", True),
-        (None, False, "flow", True),
-    ],
-)  # fmt: skip
-def test_pictures_are_unlearned_where_a_round_was_not_enough_of_any_sampler_and_of_flows(
-    tmp_path: Path, still_fires: float | None, by_any: bool, process: str, unlearned: bool
-) -> None:
-    earlier: tuple[str, ...] = ()
-    if still_fires is not None:
-        record = dataclasses.replace(sample_records.purified(), still_fires=still_fires)
-        earlier = (
-            run_once(
-                stage.ROUND, store=f"file://{tmp_path}", parents=(), options={},
-                work=lambda folder: write_record(folder, "purified", record),
-            ),
-        )  # fmt: skip
-    effects = Effects(settings_for(tmp_path, ""), by_any_sampler=by_any)
-    assert stage._pictured(small_of(process), effects, earlier) is unlearned
