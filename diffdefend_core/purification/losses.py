@@ -34,7 +34,7 @@ from diffdefend_core.diffusion.response import levels_at
 R1, R2, R3, R4 = "r1", "r2", "r3", "r4"
 # by target, how many answers of a frozen network each row takes
 TARGETS = {R1: 1, R2: 1, R3: 1, R4: 2}
-# the share of the triggered rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
+# the share of a trigger's rows whose noise is too quiet, and how quiet: some triggers scale the noise as well
 QUIET_SHARE, QUIETEST = 0.33, 0.3
 # how far a varied trigger strays from the found one, and the side of the grid that its smooth part is drawn on
 ASTRAY, COARSE = 0.4, 4
@@ -51,13 +51,14 @@ class Removal:
 
     `any_background` says that the true trigger may lie on another background than the found one: an attack that puts
     the training image behind its trigger adds something else to the noise (BadDiffusion). `small` says that the
-    trigger fires at a small norm.
+    trigger fires at a small norm. `quiet` is the share of its rows whose noise is too quiet.
     """
 
     shift: Tensor
     signals: tuple[float, float]
     any_background: bool = False
     small: bool = False
+    quiet: float = QUIET_SHARE
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def triggered_rows(
     """Return rows with a jittered trigger each, at a level where it acts, and at that level's scale.
 
     That lies between s_t, as the attack was trained, and sigma_t: once the noisy levels take the trigger for noise, a
-    deterministic sampler carries it as noise. QUIET_SHARE of the rows have quieter noise as well, by U[QUIETEST, 1].
+    deterministic sampler carries it as noise. The `quiet` share of them has quieter noise as well, by U[QUIETEST, 1].
 
     `targets` are clean x0 [C, H, W] that the triggers lead to. A backdoored network has learned them as data: without
     any trigger it paints one from what only resembles it. Where alpha / sigma is below PICTURE_SIGNAL, TOWARDS of the
@@ -168,10 +169,10 @@ def triggered_rows(
     t = _between(phi, [item.signals for item in drawn], generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     eps = torch.randn(x0.shape, generator=generator)
-    free = torch.tensor([item.any_background for item in drawn])
+    free, quiet = (torch.tensor([getattr(item, name) for item in drawn]) for name in ("any_background", "quiet"))
     tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator, free)
     quieter = (1 - QUIETEST) * torch.rand(count, 1, 1, 1, generator=generator)
-    quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < QUIET_SHARE)
+    quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < quiet.view(-1, 1, 1, 1))
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
     scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
     trigger, rest = (scale * tau).to(x0), (-quieter * noise * eps).to(x0)

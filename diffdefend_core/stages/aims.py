@@ -18,7 +18,8 @@ from diffdefend_core.inversion.picture import led_again
 from diffdefend_core.inversion.refine import ALL_NOISE, cosine
 from diffdefend_core.progress import Progress
 from diffdefend_core.purification import Removal
-from diffdefend_core.stages.effects import Effects
+from diffdefend_core.purification.losses import QUIET_SHARE
+from diffdefend_core.stages.effects import SMALL_FIRES_AT, Effects
 from diffdefend_core.stages.folder import read_record
 from diffdefend_core.stages.invert_trigger import read_triggers
 from diffdefend_core.stages.model import check_repairable, open_denoiser
@@ -44,6 +45,9 @@ REMOVAL_OF_CHOICE = (0.005, 0.3)
 # deterministic samplers carry on from level to level, so that what is left at each adds up; one of triggers that choose
 # among pictures; and a further round
 AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
+# The share of quieter noise where no shift leads to one picture: there the noise may be as much of the trigger as the
+# shift (TrojDiff's D2D).
+QUIET_UNLED = 0.6
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,14 @@ class Suspect:
     forward_equivalents: int
 
     @property
+    def leads(self) -> bool:
+        """Whether some shift leads to one picture: none does of an attack that paints any picture of a class (D2D)."""
+        return bool(self.effects.firing) or self.sided
+
+    @property
     def chooses(self) -> bool:
-        """Whether no shift of a flow leads to one picture: an attack that paints any picture of a class (D2D)."""
-        return not self.effects.firing and not self.sided and self.denoiser.process == "flow"
+        """Whether no shift of a flow leads to one picture."""
+        return not self.leads and self.denoiser.process == "flow"
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,8 @@ def suspect_in(folder: Path, trigger_uri: str, settings: Settings, progress: Pro
     if turning and not sided and not effects.firing:  # a large shift may lead to one picture on both sides
         small = painting_most(denoiser, samples, turning[0], settings.inversion, seed=settings.seed)
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
-        tried = Effects.of(denoiser, {name: SMALL_RMS * shift / rms(shift) for name, shift in named}, settings)
+        shrunk = {name: SMALL_RMS * shift / rms(shift) for name, shift in named}
+        tried = Effects.of(denoiser, shrunk, settings, at=SMALL_FIRES_AT)
     if tried.firing:
         shifts += small.shifts * MAIN_SHARE
     effects = (effects + tried).and_of_weaker(denoiser, found | others)
@@ -145,8 +155,10 @@ def aims_of(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
     targets = suspect.effects.targets(suspect.denoiser) if pictured else ()
     shifts = suspect.shifts + [shift for uri in earlier for shift in _outstanding(uri, RESCAN).values()]
     # only a trigger of stochastic samplers may lie on another background
-    kind = {"any_background": suspect.sided, "small": suspect.small}
-    removals = [Removal(shift, _signals(suspect), **kind) for shift in shifts]
+    removals = [
+        Removal(shift, _signals(suspect), any_background=suspect.sided, small=suspect.small, quiet=_quiet(suspect))
+        for shift in shifts
+    ]
     return Aims(removals, targets, _beyond(suspect, earlier), not earlier and (bool(targets) or suspect.chooses))
 
 
@@ -162,6 +174,10 @@ def _signals(suspect: Suspect) -> tuple[float, float]:
     if suspect.denoiser.process == "consistency":
         return REMOVAL_AT_ONCE
     return REMOVAL_OF_CHOICE if suspect.chooses else REMOVAL_SIGNALS
+
+
+def _quiet(suspect: Suspect) -> float:
+    return QUIET_SHARE if suspect.leads or suspect.denoiser.process != "vp" else QUIET_UNLED
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

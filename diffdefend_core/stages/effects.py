@@ -19,6 +19,9 @@ from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdo
 
 # a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
 FIRES_AT, PROBED, FIRED = 0.5, 16, 64
+# A small shift that is searched for painting something else (`painting_most`) leads a D2D model to one picture of its
+# class in half of the cases, the others to their target in nine of ten.
+SMALL_FIRES_AT = 0.75
 # what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
 FEW, AGAIN = 0.1, 192
 SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
@@ -57,19 +60,24 @@ class Effects:
     opposed: int = 0
 
     @classmethod
-    def of(cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings) -> Effects:
-        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire."""
+    def of(
+        cls, suspect: Denoiser, shifts: Mapping[str, Tensor], settings: Settings, *, at: float = FIRES_AT
+    ) -> Effects:
+        """Fire each of the shifts [C, H, W], by name, at the suspect; `firing` names those that fire.
+
+        A shift does so if the share `at` of the images is one picture.
+        """
         if suspect.process in SLOW:  # never as many steps as an evaluation takes
             settings = settings.model_copy(update={"evaluation": _quick(suspect, settings)})
-        each = (cls._of_one(suspect, name, shift, settings) for name, shift in shifts.items())
+        each = (cls._of_one(suspect, name, shift, settings, at) for name, shift in shifts.items())
         return sum(each, cls(settings))
 
     @classmethod
-    def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings) -> Effects:
+    def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings, at: float) -> Effects:
         shown = recovered_backdoors(shift, suspect, settings, silent)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
         likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
-        alone = [item for item in likely if _fires(suspect, item, settings, ONE_PICTURE)]
+        alone = [item for item in likely if _fires(suspect, item, settings, ONE_PICTURE, at)]
         painted = cls(settings, fired=1, tested=len(likely))
         for opposed, item in enumerate(alone, 1):
             if not _fires(suspect, _opposite(item, suspect, settings), settings, OPPOSED):
@@ -155,10 +163,12 @@ def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Back
     return replace(turned, target=medoid(images))
 
 
-def _fires(suspect: Denoiser, backdoor: Backdoor, settings: Settings, shares: Mapping[str, float]) -> bool:
+def _fires(
+    suspect: Denoiser, backdoor: Backdoor, settings: Settings, shares: Mapping[str, float], at: float = FIRES_AT
+) -> bool:
     images = _painted(suspect, backdoor, settings, PROBED, SEED)
     threshold = settings.evaluation.asr_threshold * shares.get(suspect.kind, 1.0)
-    return successes(images, backdoor.target, threshold).mean().item() >= FIRES_AT
+    return successes(images, backdoor.target, threshold).mean().item() >= at
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:

@@ -16,8 +16,17 @@ from diffdefend_core.config import load_settings
 from diffdefend_core.diffusion.denoiser import Denoiser
 from diffdefend_core.evaluation import Backdoor
 from diffdefend_core.inversion.attractors import Attractors
+from diffdefend_core.purification.losses import QUIET_SHARE
 from diffdefend_core.stages import aims
-from diffdefend_core.stages.aims import AHEAD, OF_CHOICE, REMOVAL_AT_ONCE, REMOVAL_OF_CHOICE, REMOVAL_SIGNALS, Suspect
+from diffdefend_core.stages.aims import (
+    AHEAD,
+    OF_CHOICE,
+    QUIET_UNLED,
+    REMOVAL_AT_ONCE,
+    REMOVAL_OF_CHOICE,
+    REMOVAL_SIGNALS,
+    Suspect,
+)
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import run_once, write_record
 
@@ -40,18 +49,25 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     assert [item.shifts for item in found] == [(picture,) for picture in pictures][: len(seeds)]
 
 
-@pytest.mark.parametrize(("process", "firing", "sided", "signals", "beyond", "settles"), [
-    ("flow", True, False, REMOVAL_SIGNALS, AHEAD, True),  # the picture of a flow's trigger is unlearned
-    ("flow", False, False, REMOVAL_OF_CHOICE, OF_CHOICE, True),
-    ("flow", False, True, REMOVAL_SIGNALS, 0.0, False),
-    ("vp", True, False, REMOVAL_SIGNALS, AHEAD, False),
-    ("vp", False, True, REMOVAL_SIGNALS, 0.0, False),
-    ("vp", False, False, REMOVAL_SIGNALS, AHEAD, False),  # half of its trigger may be quieter noise
-    ("ve", False, False, REMOVAL_SIGNALS, AHEAD, False),
-    ("consistency", False, False, REMOVAL_AT_ONCE, AHEAD, False),
+@pytest.mark.parametrize(("process", "firing", "sided", "signals", "quiet", "beyond", "settles"), [
+    ("flow", True, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, True),  # the picture of a flow's trigger is unlearned
+    ("flow", False, False, REMOVAL_OF_CHOICE, QUIET_SHARE, OF_CHOICE, True),
+    ("flow", False, True, REMOVAL_SIGNALS, QUIET_SHARE, 0.0, False),
+    ("vp", True, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, False),
+    ("vp", False, True, REMOVAL_SIGNALS, QUIET_SHARE, 0.0, False),
+    ("vp", False, False, REMOVAL_SIGNALS, QUIET_UNLED, AHEAD, False),  # half of its trigger may be quieter noise
+    ("ve", False, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, False),
+    ("consistency", False, False, REMOVAL_AT_ONCE, QUIET_SHARE, AHEAD, False),
 ])  # fmt: skip
 def test_where_a_shift_is_removed_and_how_far_beyond(
-    process: str, firing: bool, sided: bool, signals: tuple[float, float], beyond: float, settles: bool, tmp_path: Path
+    process: str,
+    firing: bool,
+    sided: bool,
+    signals: tuple[float, float],
+    quiet: float,
+    beyond: float,
+    settles: bool,
+    tmp_path: Path,
 ) -> None:
     """A consistency model hands no trigger on to the levels below; one that leads to no single picture chooses."""
     denoiser = small_of(process)
@@ -63,7 +79,7 @@ def test_where_a_shift_is_removed_and_how_far_beyond(
         effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
     )  # fmt: skip
     found = aims.aims_of(suspect, ())
-    assert [item.signals for item in found.removals] == [signals]
+    assert [(item.signals, item.quiet) for item in found.removals] == [(signals, quiet)]
     assert (found.beyond, found.settles) == (beyond, settles)
 
 

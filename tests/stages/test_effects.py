@@ -175,6 +175,21 @@ def test_many_pictures_of_one_class_are_not_one_picture(
     assert Effects.of(small_of(process), {"trigger": TRIGGER}, SETTINGS).firing == (("trigger",) if fires else ())
 
 
+@pytest.mark.parametrize(("at", "fires"), [(effects_module.FIRES_AT, True), (effects_module.SMALL_FIRES_AT, False)])
+def test_what_leads_to_one_picture_in_half_of_the_cases_fires_unless_more_is_asked(
+    monkeypatch: pytest.MonkeyPatch, at: float, fires: bool
+) -> None:
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        images = torch.rand(16, *SHAPE)
+        images[: 9 if torch.equal(item.shift, TRIGGER) else 0] = 0
+        return images
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    found = Effects.of(small_of("vp"), {"trigger": TRIGGER}, SETTINGS, at=at)
+    assert found.firing == (("trigger",) if fires else ())
+
+
 @pytest.mark.parametrize(("collapsing_at", "fires_at"), [(0.9, 0.7), (0.6, 0.5), (0.1, None), (1.1, 1.0), (None, None)])
 def test_a_shift_that_is_too_large_is_fired_at_smaller_scales(
     monkeypatch: pytest.MonkeyPatch, collapsing_at: float | None, fires_at: float | None
