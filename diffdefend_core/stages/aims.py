@@ -121,8 +121,7 @@ def suspect_in(folder: Path, trigger_uri: str, settings: Settings, progress: Pro
         named = zip((SMALL,), small.shifts, strict=False)  # flows have none
         shrunk = {name: SMALL_RMS * shift / rms(shift) for name, shift in named}
         tried = Effects.of(denoiser, shrunk, settings, at=SMALL_FIRES_AT)
-    if tried.firing:
-        shifts += small.shifts * MAIN_SHARE
+    shifts += small.shifts * MAIN_SHARE  # what it paints may be one of many pictures
     effects = (effects + tried).and_of_weaker(denoiser, found | others)
     searched = sum(item.forward_equivalents for item in (turned, small, *sides, *again))
     return Suspect(

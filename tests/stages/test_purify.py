@@ -224,7 +224,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
 
     names: list[str] = []
 
-    def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings) -> Effects:
+    def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings, **more: Any) -> Effects:
         names.extend(shifts)
         fires = len(shifts) if aims.SMALL in shifts else firing
         return Effects(settings, firing=tuple(shifts)[:fires], by_any_sampler=by_any)
