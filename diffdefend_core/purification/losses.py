@@ -169,10 +169,11 @@ def triggered_rows(
     t = _between(phi, [item.signals for item in drawn], generator)
     x0 = samples[torch.randint(len(samples), (count,), generator=generator).to(samples.device)]
     eps = torch.randn(x0.shape, generator=generator)
-    free, quiet = (torch.tensor([getattr(item, name) for item in drawn]) for name in ("any_background", "quiet"))
+    free = torch.tensor([item.any_background for item in drawn])
     tau = jittered(torch.stack([item.shift.cpu() for item in drawn]), generator, free)
+    quiet = torch.tensor([item.quiet for item in drawn]).view(-1, 1, 1, 1)
     quieter = (1 - QUIETEST) * torch.rand(count, 1, 1, 1, generator=generator)
-    quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < quiet.view(-1, 1, 1, 1))
+    quieter = quieter * (torch.rand(count, 1, 1, 1, generator=generator) < quiet)
     carried, noise = (curve[t].float().view(-1, 1, 1, 1) for curve in (phi.levels.carried, phi.levels.sigma))
     scale = carried + torch.rand(count, 1, 1, 1, generator=generator) * (noise - carried)
     trigger, rest = (scale * tau).to(x0), (-quieter * noise * eps).to(x0)

@@ -25,7 +25,7 @@ from diffdefend_core.purification import Removal, Repair, repair
 from diffdefend_core.stages import aims
 from diffdefend_core.stages import purify as stage
 from diffdefend_core.stages.aims import AHEAD, FURTHER, Suspect, suspect_in
-from diffdefend_core.stages.effects import Effects
+from diffdefend_core.stages.effects import SMALL_FIRES_AT, Effects
 from diffdefend_core.stages.folder import read_record, run_once, write_record
 from diffdefend_core.stages.purify import purify
 from diffdefend_core.stages.scan import scan
@@ -192,8 +192,12 @@ class Trained(Exception):
 
 
 @pytest.mark.parametrize(
-    ("sides", "firing", "by_any"), [(0, 1, False), (0, 0, False), (2, 1, False), (2, 1, True), (2, 0, False)]
-)
+    ("sides", "firing", "small_fires", "by_any"),
+    [
+        (0, 1, True, False), (0, 0, True, False), (0, 0, False, False), (2, 1, True, False), (2, 1, True, True),
+        (2, 0, True, False),
+    ],
+)  # fmt: skip
 def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     place: Path,
     flagging: str,
@@ -201,6 +205,7 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     monkeypatch: pytest.MonkeyPatch,
     sides: int,
     firing: int,
+    small_fires: bool,
     by_any: bool,
 ) -> None:
     turned = [torch.full((1, 8, 8), float(number)) for number in range(5, 5 + sides)]
@@ -222,11 +227,11 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
         beyond.append(more["beyond"])
         raise Trained
 
-    names: list[str] = []
+    asked: dict[str, dict[str, float]] = {}
 
-    def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings, **more: Any) -> Effects:
-        names.extend(shifts)
-        fires = len(shifts) if aims.SMALL in shifts else firing
+    def fire(suspect: Denoiser, shifts: dict[str, Tensor], settings: Settings, **more: float) -> Effects:
+        asked.update(dict.fromkeys(shifts, more))
+        fires = small_fires if aims.SMALL in shifts else firing
         return Effects(settings, firing=tuple(shifts)[:fires], by_any_sampler=by_any)
 
     monkeypatch.setattr(Effects, "targets", lambda *given: (torch.zeros(1, 8, 8),))
@@ -241,10 +246,11 @@ def test_sides_in_less_noise_are_removed_with_a_trigger_on_any_background(
     assert counts == [aims.SIDE_SHARE] * sides and len(trained) > sum(counts)
     small = sum(bool((item.shift == 9).all()) for item in trained)
     searched_on = sides + firing == 0  # at a small norm: what has no sides and does not fire
-    assert small == (aims.MAIN_SHARE if searched_on else 0)
-    assert (aims.SMALL in names) is searched_on
-    assert {item.small for item in trained} == {searched_on}
+    assert small == (aims.MAIN_SHARE if searched_on else 0)  # removed whether it fires or not
+    assert asked.get(aims.SMALL) == ({"at": SMALL_FIRES_AT} if searched_on else None)
+    pictured = searched_on and small_fires
+    assert {item.small for item in trained} == {pictured}
     assert {item.any_background for item in trained} == {sides > 0}
     assert beyond == [0.0 if sides else AHEAD]
-    assert set(targets) == {int(searched_on or by_any)}
-    assert set(settling) == {settings.purification.settling if searched_on or by_any else 0.0}
+    assert set(targets) == {int(pictured or by_any)}
+    assert set(settling) == {settings.purification.settling if pictured or by_any else 0.0}
