@@ -15,6 +15,7 @@ from diffdefend_core.options import PurificationOptions
 from diffdefend_core.purification.losses import (
     TARGETS,
     Removal,
+    Rows,
     Spread,
     answer,
     overshot,
@@ -50,7 +51,8 @@ class Losses:
     With a trigger the network must answer as its target says, without one as the frozen suspect phi does. Errors are in
     the unit of the family's training loss; `samples` [M, C, H, W] are phi's own, and `targets` [C, H, W] the clean x0
     that the triggers lead to. The removal aims `beyond` times as far beyond each goal as `begun` falls short of it: an
-    earlier repair, else phi.
+    earlier repair, else phi. Squared errors count (alpha^2 + sigma^2) / alpha^2 times, but at most `in_noise` times: of
+    a VP network that predicts noise they then are those of the velocity alpha eps - sigma x0 (Salimans & Ho 2022).
     """
 
     phi: Denoiser
@@ -61,6 +63,7 @@ class Losses:
     targets: Sequence[Tensor] = ()
     begun: Denoiser | None = None
     beyond: float = 0.0
+    in_noise: float = 1.0
     removal: list[float] = field(default_factory=list)
     retention: list[float] = field(default_factory=list)
 
@@ -85,7 +88,7 @@ class Losses:
         wanted = removal_goal(options.target, phi, self.data, rows, self.reference)
         if self.beyond:
             wanted = overshot(wanted, answer(self.begun or phi, rows.displaced, rows.t), self.beyond)
-        return denoiser.error(rows.displaced, rows.t, wanted.noise, wanted.x0).square().mean()
+        return self._mean(denoiser.error(rows.displaced, rows.t, wanted.noise, wanted.x0), rows)
 
     def _retained(self, denoiser: Denoiser, count: int, draws: torch.Generator) -> Tensor:
         content = round(CONTENT_SHARE * count)
@@ -93,7 +96,12 @@ class Losses:
         signals = [deciding] * content + [ANY_SIGNAL] * (count - content)
         rows = plain_rows(self.phi, self.samples, signals, draws)
         kept = answer(self.phi, rows.x, rows.t)
-        return denoiser.error(rows.x, rows.t, kept.noise, kept.x0).square().mean()
+        return self._mean(denoiser.error(rows.x, rows.t, kept.noise, kept.x0), rows)
+
+    def _mean(self, error: Tensor, rows: Rows) -> Tensor:
+        alpha, sigma = self.phi.levels.at(rows.t, rows.x)
+        weight = ((alpha**2 + sigma**2) / alpha**2).clamp(max=self.in_noise)
+        return (weight * error.square()).mean()
 
 
 def removing_steps(options: PurificationOptions) -> int:
@@ -113,18 +121,20 @@ def repair(
     reference: Denoiser | None = None,
     targets: Sequence[Tensor] = (),
     beyond: float = 0.0,
+    in_noise: float = 1.0,
     resumed: Mapping[str, Tensor] | None = None,
     keep: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Return a repaired copy of `model`; `phi` is the frozen suspect, `removals` every shift found so far.
 
     `targets` [C, H, W] are the clean x0 that they lead to, as far as they are known: these are unlearned as well. The
-    removal aims `beyond` times as far beyond its goals as `model` falls short of them. `keep` is called with the whole
-    state of the training every `checkpoint_steps` steps, before the next step changes its tensors; a state handed back
-    as `resumed` goes on from there to the same weights. Raises FloatingPointError at a loss that is not finite, and
-    UnfitStateError before the first step if `resumed` is the state of another training.
+    removal aims `beyond` times as far beyond its goals as `model` falls short of them, and errors in much noise count
+    up to `in_noise` times (see `Losses`). `keep` is called with the whole state of the training every
+    `checkpoint_steps` steps, before the next step changes its tensors; a state handed back as `resumed` goes on from
+    there to the same weights. Raises FloatingPointError at a loss that is not finite, and UnfitStateError before the
+    first step if `resumed` is the state of another training.
     """
-    losses = Losses(phi, samples, removals, options, reference, targets, model, beyond)
+    losses = Losses(phi, samples, removals, options, reference, targets, model, beyond, in_noise)
     training = Training(
         model.clone(),
         losses,

@@ -45,9 +45,10 @@ REMOVAL_OF_CHOICE = (0.005, 0.3)
 # deterministic samplers carry on from level to level, so that what is left at each adds up; one of triggers that choose
 # among pictures; and a further round
 AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
-# The share of quieter noise where no shift leads to one picture: there the noise may be as much of the trigger as the
-# shift (TrojDiff's D2D).
-QUIET_UNLED = 0.6
+# Where no shift of a DDPM leads to one picture: the share of quieter noise, which may be as much of the trigger as the
+# shift (TrojDiff's D2D), and how many times the errors in much noise count, at most. A choice is made there, of which
+# the loss of a DDPM hardly sees anything, and a flow's does. Not where all shifts are patches.
+QUIET_UNLED, IN_NOISE_UNLED = 0.6, 20.0
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,26 @@ class Suspect:
         """Whether no shift of a flow leads to one picture."""
         return not self.leads and self.denoiser.process == "flow"
 
+    @property
+    def chooses_by_noise(self) -> bool:
+        """Whether no shift of a DDPM, latent or not, leads to one picture; a patch, whose pixels are few, aside."""
+        unled = not self.leads and self.denoiser.process == "vp"
+        return unled and not all(is_patch(shift) for shift in self.shifts)
+
 
 @dataclass(frozen=True)
 class Aims:
     """What one round removes, how far `beyond` its goals it aims, the pictures that it unlearns, whether it settles.
 
-    `targets` [C, H, W] are clean x0: those of small triggers, and where `_pictured` says so.
+    `targets` [C, H, W] are clean x0: those of small triggers, and where `_pictured` says so. Errors in much noise count
+    up to `in_noise` times.
     """
 
     removals: list[Removal]
     targets: tuple[Tensor, ...]
     beyond: float
     settles: bool
+    in_noise: float
 
 
 def suspect_in(folder: Path, trigger_uri: str, settings: Settings, progress: Progress) -> Suspect:
@@ -158,7 +167,13 @@ def aims_of(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
         Removal(shift, _signals(suspect), any_background=suspect.sided, small=suspect.small, quiet=_quiet(suspect))
         for shift in shifts
     ]
-    return Aims(removals, targets, _beyond(suspect, earlier), not earlier and (bool(targets) or suspect.chooses))
+    return Aims(
+        removals=removals,
+        targets=targets,
+        beyond=_beyond(suspect, earlier),
+        settles=not earlier and (bool(targets) or suspect.chooses),
+        in_noise=IN_NOISE_UNLED if suspect.chooses_by_noise else 1.0,
+    )
 
 
 def _beyond(suspect: Suspect, earlier: tuple[str, ...]) -> float:
@@ -176,7 +191,7 @@ def _signals(suspect: Suspect) -> tuple[float, float]:
 
 
 def _quiet(suspect: Suspect) -> float:
-    return QUIET_SHARE if suspect.leads or suspect.denoiser.process != "vp" else QUIET_UNLED
+    return QUIET_UNLED if suspect.chooses_by_noise else QUIET_SHARE
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

@@ -219,6 +219,7 @@ def _round(
         reference=reference,
         targets=aims.targets,
         beyond=aims.beyond,
+        in_noise=aims.in_noise,
         keep=checkpoint.write,
     )
     repaired = _resumed(train, checkpoint)

@@ -164,6 +164,29 @@ def test_a_repair_that_aims_beyond_its_goals_asks_the_network_that_it_begins_wit
     assert further.removal_loss[0] == pytest.approx((1 + beyond) ** 2 * plain.removal_loss[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("signal", [0.05, 0.5])
+def test_errors_in_much_noise_count_as_those_of_the_velocity_up_to_a_limit(signal: float) -> None:
+    model = small_denoiser(LEVELS)
+    level = int((LEVELS.alpha / LEVELS.sigma - signal).abs().argmin())
+    alpha, sigma = LEVELS.alpha[level].item(), LEVELS.sigma[level].item()
+    losses = []
+    for limit in (1.0, 20.0):
+        loss = Losses(model, SAMPLES, [Removal(TRIGGER, (signal, signal))], OPTIONS, in_noise=limit)
+        loss(model, torch.Generator().manual_seed(0))
+        losses.append(loss.removal[0])
+    # v = alpha eps - sigma x0 is off by alpha + sigma^2 / alpha times what the noise is off by
+    assert losses[1] / losses[0] == pytest.approx(min(20.0, (alpha + sigma**2 / alpha) ** 2), rel=1e-4)
+
+
+def test_errors_without_a_trigger_are_weighted_alike() -> None:
+    losses = []
+    for limit in (1.0, 20.0):
+        loss = Losses(planted(), SAMPLES, [removal(TRIGGER)], OPTIONS, in_noise=limit)
+        loss(small_denoiser(LEVELS), torch.Generator().manual_seed(0))
+        losses.append(loss.retention[0])
+    assert 2 < losses[1] / losses[0] < 20
+
+
 def test_settling_brings_the_answers_back() -> None:
     whole = PurificationOptions(
         steps=100, removal_batch=16, retention_batch=16, retention_weight=1.0, learning_rate=1e-2, settling=0.0

@@ -20,6 +20,7 @@ from diffdefend_core.purification.losses import QUIET_SHARE
 from diffdefend_core.stages import aims
 from diffdefend_core.stages.aims import (
     AHEAD,
+    IN_NOISE_UNLED,
     OF_CHOICE,
     QUIET_UNLED,
     REMOVAL_AT_ONCE,
@@ -49,22 +50,23 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     assert [item.shifts for item in found] == [(picture,) for picture in pictures][: len(seeds)]
 
 
-@pytest.mark.parametrize(("process", "firing", "sided", "signals", "quiet", "beyond", "settles"), [
-    ("flow", True, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, True),  # the picture of a flow's trigger is unlearned
-    ("flow", False, False, REMOVAL_OF_CHOICE, QUIET_SHARE, OF_CHOICE, True),
-    ("flow", False, True, REMOVAL_SIGNALS, QUIET_SHARE, 0.0, False),
-    ("vp", True, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, False),
-    ("vp", False, True, REMOVAL_SIGNALS, QUIET_SHARE, 0.0, False),
-    ("vp", False, False, REMOVAL_SIGNALS, QUIET_UNLED, AHEAD, False),  # half of its trigger may be quieter noise
-    ("ve", False, False, REMOVAL_SIGNALS, QUIET_SHARE, AHEAD, False),
-    ("consistency", False, False, REMOVAL_AT_ONCE, QUIET_SHARE, AHEAD, False),
+@pytest.mark.parametrize(("process", "firing", "sided", "signals", "noise", "beyond", "settles"), [
+    ("flow", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, True),  # the picture of a flow's is unlearned
+    ("flow", False, False, REMOVAL_OF_CHOICE, (QUIET_SHARE, 1.0), OF_CHOICE, True),
+    ("flow", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
+    ("vp", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
+    ("vp", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
+    # half of its trigger may be quieter noise, and it is decided where the loss hardly looks
+    ("vp", False, False, REMOVAL_SIGNALS, (QUIET_UNLED, IN_NOISE_UNLED), AHEAD, False),
+    ("ve", False, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
+    ("consistency", False, False, REMOVAL_AT_ONCE, (QUIET_SHARE, 1.0), AHEAD, False),
 ])  # fmt: skip
 def test_where_a_shift_is_removed_and_how_far_beyond(
     process: str,
     firing: bool,
     sided: bool,
     signals: tuple[float, float],
-    quiet: float,
+    noise: tuple[float, float],
     beyond: float,
     settles: bool,
     tmp_path: Path,
@@ -79,8 +81,24 @@ def test_where_a_shift_is_removed_and_how_far_beyond(
         effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
     )  # fmt: skip
     found = aims.aims_of(suspect, ())
-    assert [(item.signals, item.quiet) for item in found.removals] == [(signals, quiet)]
+    assert [(item.signals, item.quiet, found.in_noise) for item in found.removals] == [(signals, *noise)]
     assert (found.beyond, found.settles) == (beyond, settles)
+
+
+@pytest.mark.parametrize(("patches", "noise"), [(1, (QUIET_UNLED, IN_NOISE_UNLED)), (2, (QUIET_SHARE, 1.0))])
+def test_what_is_a_patch_in_all_its_shapes_is_no_choice_by_noise(
+    patches: int, noise: tuple[float, float], tmp_path: Path
+) -> None:
+    denoiser = small_of("vp")
+    patch, whole = torch.zeros(denoiser.shape), torch.ones(denoiser.shape)
+    patch[..., -2:, -2:] = 3.0
+    suspect = Suspect(
+        denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
+        shifts=[*[patch] * patches, *[whole] * (2 - patches)], small=False, sided=False,
+        effects=Effects(load_settings()),
+    )  # fmt: skip
+    found = aims.aims_of(suspect, ())
+    assert {(item.quiet, found.in_noise) for item in found.removals} == {noise}
 
 
 def test_of_a_patch_only_the_best_shift_is_removed() -> None:
