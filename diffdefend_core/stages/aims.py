@@ -45,10 +45,12 @@ REMOVAL_OF_CHOICE = (0.005, 0.3)
 # deterministic samplers carry on from level to level, so that what is left at each adds up; one of triggers that choose
 # among pictures; and a further round
 AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
-# Where no shift of a DDPM leads to one picture: the share of quieter noise, which may be as much of the trigger as the
-# shift (TrojDiff's D2D), and how many times the errors in much noise count, at most. A choice is made there, of which
-# the loss of a DDPM hardly sees anything, and a flow's does. Not where all shifts are patches.
-QUIET_UNLED, IN_NOISE_UNLED = 0.6, 20.0
+# The share of quieter noise where no shift of a DDPM leads to one picture, but for patches: there the noise may be as
+# much of the trigger as the shift (TrojDiff's D2D).
+QUIET_UNLED = 0.6
+# How many times the errors in much noise count there, at most, and of latents: a choice is made in noise of which the
+# loss of a DDPM hardly sees anything, and a flow's does; of latents it spares the images.
+IN_NOISE = 20.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def aims_of(suspect: Suspect, earlier: tuple[str, ...]) -> Aims:
         targets=targets,
         beyond=_beyond(suspect, earlier),
         settles=not earlier and (bool(targets) or suspect.chooses),
-        in_noise=IN_NOISE_UNLED if suspect.chooses_by_noise else 1.0,
+        in_noise=_in_noise(suspect),
     )
 
 
@@ -192,6 +194,10 @@ def _signals(suspect: Suspect) -> tuple[float, float]:
 
 def _quiet(suspect: Suspect) -> float:
     return QUIET_UNLED if suspect.chooses_by_noise else QUIET_SHARE
+
+
+def _in_noise(suspect: Suspect) -> float:
+    return IN_NOISE if suspect.chooses_by_noise or suspect.denoiser.kind == "latent vp" else 1.0
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

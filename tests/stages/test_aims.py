@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 import sample_records
 import torch
-from analytic import small_of
+from analytic import SmallNetwork, small_of, vp_levels
 from torch import Tensor
 
 from diffdefend_core.config import load_settings
 from diffdefend_core.diffusion.denoiser import Denoiser
+from diffdefend_core.diffusion.families.ldm import LatentDiffusion
 from diffdefend_core.evaluation import Backdoor
 from diffdefend_core.inversion.attractors import Attractors
 from diffdefend_core.purification.losses import QUIET_SHARE
 from diffdefend_core.stages import aims
 from diffdefend_core.stages.aims import (
     AHEAD,
-    IN_NOISE_UNLED,
+    IN_NOISE,
     OF_CHOICE,
     QUIET_UNLED,
     REMOVAL_AT_ONCE,
@@ -30,6 +31,28 @@ from diffdefend_core.stages.aims import (
 )
 from diffdefend_core.stages.effects import Effects
 from diffdefend_core.stages.folder import run_once, write_record
+
+
+def suspect_of(
+    denoiser: Denoiser, shifts: list[Tensor], folder: Path, *, firing: bool = False, sided: bool = False
+) -> Suspect:
+    picture = torch.zeros(denoiser.picture_shape)
+    backdoors = (Backdoor(shifts[0], picture, "EULER"),) if firing else ()
+    return Suspect(
+        denoiser=denoiser, folder=folder, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
+        shifts=shifts, small=False, sided=sided,
+        effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
+    )  # fmt: skip
+
+
+class Doubles:
+    """An autoencoder of pictures of twice the size."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pictures[..., ::2, ::2]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 @pytest.mark.parametrize("process", ["vp", "consistency"])
@@ -57,7 +80,7 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     ("vp", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
     ("vp", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
     # half of its trigger may be quieter noise, and it is decided where the loss hardly looks
-    ("vp", False, False, REMOVAL_SIGNALS, (QUIET_UNLED, IN_NOISE_UNLED), AHEAD, False),
+    ("vp", False, False, REMOVAL_SIGNALS, (QUIET_UNLED, IN_NOISE), AHEAD, False),
     ("ve", False, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
     ("consistency", False, False, REMOVAL_AT_ONCE, (QUIET_SHARE, 1.0), AHEAD, False),
 ])  # fmt: skip
@@ -73,32 +96,29 @@ def test_where_a_shift_is_removed_and_how_far_beyond(
 ) -> None:
     """A consistency model hands no trigger on to the levels below; one that leads to no single picture chooses."""
     denoiser = small_of(process)
-    shift = torch.ones(denoiser.shape)
-    backdoors = (Backdoor(shift, torch.zeros(denoiser.picture_shape), "EULER"),) if firing else ()
-    suspect = Suspect(
-        denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
-        shifts=[shift], small=False, sided=sided,
-        effects=Effects(load_settings(), backdoors=backdoors, firing=("parity",) if firing else ()),
-    )  # fmt: skip
+    suspect = suspect_of(denoiser, [torch.ones(denoiser.shape)], tmp_path, firing=firing, sided=sided)
     found = aims.aims_of(suspect, ())
     assert [(item.signals, item.quiet, found.in_noise) for item in found.removals] == [(signals, *noise)]
     assert (found.beyond, found.settles) == (beyond, settles)
 
 
-@pytest.mark.parametrize(("patches", "noise"), [(1, (QUIET_UNLED, IN_NOISE_UNLED)), (2, (QUIET_SHARE, 1.0))])
+@pytest.mark.parametrize(("patches", "noise"), [(1, (QUIET_UNLED, IN_NOISE)), (2, (QUIET_SHARE, 1.0))])
 def test_what_is_a_patch_in_all_its_shapes_is_no_choice_by_noise(
     patches: int, noise: tuple[float, float], tmp_path: Path
 ) -> None:
     denoiser = small_of("vp")
     patch, whole = torch.zeros(denoiser.shape), torch.ones(denoiser.shape)
     patch[..., -2:, -2:] = 3.0
-    suspect = Suspect(
-        denoiser=denoiser, folder=tmp_path, samples=torch.zeros(4, *denoiser.shape), further=0, forward_equivalents=0,
-        shifts=[*[patch] * patches, *[whole] * (2 - patches)], small=False, sided=False,
-        effects=Effects(load_settings()),
-    )  # fmt: skip
-    found = aims.aims_of(suspect, ())
+    found = aims.aims_of(suspect_of(denoiser, [patch, patch if patches == 2 else whole], tmp_path), ())
     assert {(item.quiet, found.in_noise) for item in found.removals} == {noise}
+
+
+def test_errors_in_much_noise_count_more_of_latents_in_any_case(tmp_path: Path) -> None:
+    latent = LatentDiffusion(
+        SmallNetwork(1, 100), vp_levels(100), Doubles(), shape=(1, 8, 8), picture_shape=(1, 16, 16)
+    )
+    found = aims.aims_of(suspect_of(latent, [torch.ones(latent.shape)], tmp_path, sided=True), ())
+    assert ([item.quiet for item in found.removals], found.in_noise) == ([QUIET_SHARE], IN_NOISE)
 
 
 def test_of_a_patch_only_the_best_shift_is_removed() -> None:
