@@ -48,10 +48,10 @@ AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
 # The share of quieter noise where no shift of a DDPM leads to one picture, but for patches: there the noise may be as
 # much of the trigger as the shift (TrojDiff's D2D).
 QUIET_UNLED = 0.6
-# How many times the errors in much noise count there, at most, and of some kinds of models in any case: a choice is
-# made in noise of which the loss of a DDPM hardly sees anything, and a flow's does; of latents it spares the images,
-# and of VE it leaves less of the trigger.
-IN_NOISE, IN_NOISE_OF = 20.0, ("latent vp", "ve")
+# How many times the errors in much noise count there, at most, as of latents, and of VE where a shift leads to a
+# picture: a choice is made in noise of which the loss of a DDPM hardly sees anything, and a flow's does; of latents it
+# spares the images, and of VE it leaves less of the trigger.
+IN_NOISE = 20.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ def _quiet(suspect: Suspect) -> float:
 
 
 def _in_noise(suspect: Suspect) -> float:
-    return IN_NOISE if suspect.chooses_by_noise or suspect.denoiser.kind in IN_NOISE_OF else 1.0
+    latent, led = suspect.denoiser.kind == "latent vp", suspect.leads and suspect.denoiser.process == "ve"
+    return IN_NOISE if suspect.chooses_by_noise or latent or led else 1.0
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

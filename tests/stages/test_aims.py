@@ -81,7 +81,8 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     ("vp", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
     # half of its trigger may be quieter noise, and it is decided where the loss hardly looks
     ("vp", False, False, REMOVAL_SIGNALS, (QUIET_UNLED, IN_NOISE), AHEAD, False),
-    ("ve", False, False, REMOVAL_SIGNALS, (QUIET_SHARE, IN_NOISE), AHEAD, False),
+    ("ve", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, IN_NOISE), AHEAD, False),
+    ("ve", False, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
     ("consistency", False, False, REMOVAL_AT_ONCE, (QUIET_SHARE, 1.0), AHEAD, False),
 ])  # fmt: skip
 def test_where_a_shift_is_removed_and_how_far_beyond(
