@@ -145,7 +145,7 @@ def suspect_in(folder: Path, trigger_uri: str, settings: Settings, progress: Pro
         small=bool(tried.firing),
         sided=sided,
         further=len(further),
-        forward_equivalents=options.own_samples * options.own_steps + searched + effects.cost(denoiser),
+        forward_equivalents=options.own_samples * options.own_steps + searched + effects.forward_equivalents,
     )
 
 

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.diffusion.samplers import covering
 from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
 from diffdefend_core.evaluation.success import successes
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import silent
-from diffdefend_core.stages.backdoors import by_other_samplers, recovered_backdoors
+from diffdefend_core.stages.backdoors import by_other_samplers, probe_count, recovered_backdoors
 
 # a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
 FIRES_AT, PROBED, FIRED = 0.5, 16, 64
@@ -48,16 +47,15 @@ class Effects:
     `by_any_sampler` says that one of those that fire leads to the same picture by stochastic and by deterministic
     samplers, as the triggers of TrojDiff do.
 
-    `fired`, `tested` and `opposed` count what was painted: shifts by all samplers, by one again, and opposite ones.
+    `opposed` counts the opposite shifts that were painted, `forward_equivalents` the model evaluations of `of`.
     """
 
     settings: Settings
     backdoors: tuple[Backdoor, ...] = ()
     firing: tuple[str, ...] = ()
     by_any_sampler: bool = False
-    fired: int = 0
-    tested: int = 0
     opposed: int = 0
+    forward_equivalents: int = 0
 
     @classmethod
     def of(
@@ -67,8 +65,8 @@ class Effects:
 
         A shift does so if the share `at` of the images is one picture.
         """
-        if suspect.process in SLOW:  # never as many steps as an evaluation takes
-            settings = settings.model_copy(update={"evaluation": _quick(suspect, settings)})
+        # never as many steps as an evaluation takes: which shifts fire, and what they paint, is the same in fewer
+        settings = settings.model_copy(update={"evaluation": _quick(suspect, settings)})
         each = (cls._of_one(suspect, name, shift, settings, at) for name, shift in shifts.items())
         return sum(each, cls(settings))
 
@@ -77,15 +75,16 @@ class Effects:
         shown = recovered_backdoors(shift, suspect, settings, silent)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
         likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
+        spent = sum(_spent(suspect, item, settings) for item in (*(item for _, item in shown), *likely))
         alone = [item for item in likely if _fires(suspect, item, settings, ONE_PICTURE, at)]
-        painted = cls(settings, fired=1, tested=len(likely))
         for opposed, item in enumerate(alone, 1):
+            spent += 2 * _spent(suspect, item, settings)
             if not _fires(suspect, _opposite(item, suspect, settings), settings, OPPOSED):
                 backdoors = (item, *by_other_samplers(item, suspect).values())
                 others = [other.target for other in alone if other.stochastic is not item.stochastic]
                 both = any(_same(picture[None], item.target, settings).any() for picture in others)
-                return replace(painted, backdoors=backdoors, firing=(name,), by_any_sampler=both, opposed=opposed)
-        return replace(painted, opposed=len(alone))
+                return cls(settings, backdoors, (name,), both, opposed, spent)
+        return cls(settings, opposed=len(alone), forward_equivalents=spent)
 
     def and_of_weaker(self, suspect: Denoiser, shifts: Mapping[str, Tensor]) -> Effects:
         """Return these effects, and those of the shifts [C, H, W] at WEAKER scales where all collapse on both sides."""
@@ -103,9 +102,8 @@ class Effects:
             backdoors=self.backdoors + other.backdoors,
             firing=self.firing + other.firing,
             by_any_sampler=self.by_any_sampler or other.by_any_sampler,
-            fired=self.fired + other.fired,
-            tested=self.tested + other.tested,
             opposed=self.opposed + other.opposed,
+            forward_equivalents=self.forward_equivalents + other.forward_equivalents,
         )
 
     def once(self) -> Effects:
@@ -147,13 +145,9 @@ class Effects:
             rate, painted = (FIRED * rate + AGAIN * again) / (FIRED + AGAIN), FIRED + AGAIN
         return rate, painted * backdoor.steps(repaired, _quick(repaired, self.settings)) * backdoor.calls
 
-    def cost(self, suspect: Denoiser) -> int:
-        """Return the model evaluations of `of`."""
-        items = [Backdoor(torch.empty(0), torch.empty(0), entry.name) for entry in covering(suspect).values()]
-        calls = [item.steps(suspect, _quick(suspect, self.settings)) * item.calls for item in items]
-        probed = [item.steps(suspect, self.settings.evaluation) * item.calls for item in items]
-        by_all, again = self.fired * sum(probed), (self.tested + self.opposed) * max(calls)
-        return PROBED * (by_all + again + self.opposed * max(probed))
+
+def _spent(suspect: Denoiser, item: Backdoor, settings: Settings) -> int:
+    return probe_count(settings) * item.steps(suspect, settings.evaluation) * item.calls
 
 
 def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Backdoor:
