@@ -48,9 +48,9 @@ AHEAD, OF_CHOICE, FURTHER = 0.1, 0.3, 1.0
 # The share of quieter noise where no shift of a DDPM leads to one picture, but for patches: there the noise may be as
 # much of the trigger as the shift (TrojDiff's D2D).
 QUIET_UNLED = 0.6
-# How many times the errors in much noise count there, at most, as of latents, and of VE where a shift leads to a
-# picture: a choice is made in noise of which the loss of a DDPM hardly sees anything, and a flow's does; of latents it
-# spares the images, and of VE it leaves less of the trigger.
+# How many times the errors in much noise count, at most: there, where a trigger of a DDPM has sides, of latents, and of
+# VE where a shift leads to a picture. What is painted is decided in noise of which the loss of a DDPM hardly sees
+# anything, and a flow's does. Small triggers of pixels and patches cost more of the images that way.
 IN_NOISE = 20.0
 
 
@@ -198,8 +198,10 @@ def _quiet(suspect: Suspect) -> float:
 
 
 def _in_noise(suspect: Suspect) -> float:
-    latent, led = suspect.denoiser.kind == "latent vp", suspect.leads and suspect.denoiser.process == "ve"
-    return IN_NOISE if suspect.chooses_by_noise or latent or led else 1.0
+    denoiser = suspect.denoiser
+    of_vp = denoiser.kind == "latent vp" or suspect.sided or suspect.chooses_by_noise
+    counts = {"vp": of_vp, "ve": suspect.leads}
+    return IN_NOISE if counts.get(denoiser.process) else 1.0
 
 
 def _pictured(suspect: Denoiser, effects: Effects, earlier: tuple[str, ...]) -> bool:

@@ -78,7 +78,7 @@ def test_of_consistency_models_each_picture_is_searched_again(process: str, monk
     ("flow", False, False, REMOVAL_OF_CHOICE, (QUIET_SHARE, 1.0), OF_CHOICE, True),
     ("flow", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
     ("vp", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), AHEAD, False),
-    ("vp", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, 1.0), 0.0, False),
+    ("vp", False, True, REMOVAL_SIGNALS, (QUIET_SHARE, IN_NOISE), 0.0, False),
     # half of its trigger may be quieter noise, and it is decided where the loss hardly looks
     ("vp", False, False, REMOVAL_SIGNALS, (QUIET_UNLED, IN_NOISE), AHEAD, False),
     ("ve", True, False, REMOVAL_SIGNALS, (QUIET_SHARE, IN_NOISE), AHEAD, False),
