@@ -35,6 +35,8 @@ SLOW = {"ve": 3}
 ONE_PICTURE = {"vp": 0.2, "flow": 0.2, "consistency": 0.2}
 # and that for its opposite: in two steps a consistency model paints alike under any shift, but not as much so
 OPPOSED = {"consistency": 0.2}
+# and within which a picture is the shift itself
+CARRIED = 0.2
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,15 @@ class Effects:
     `by_any_sampler` says that one of those that fire leads to the same picture by stochastic and by deterministic
     samplers, as the triggers of TrojDiff do.
 
-    `opposed` counts the opposite shifts that were painted, `forward_equivalents` the model evaluations of `of`.
+    `collapses` says that another leads to one picture as it may of any network, on both sides or as the shift itself;
+    `forward_equivalents` are the model evaluations of `of`.
     """
 
     settings: Settings
     backdoors: tuple[Backdoor, ...] = ()
     firing: tuple[str, ...] = ()
     by_any_sampler: bool = False
-    opposed: int = 0
+    collapses: bool = False
     forward_equivalents: int = 0
 
     @classmethod
@@ -75,22 +78,24 @@ class Effects:
         shown = recovered_backdoors(shift, suspect, settings, silent)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
         likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
-        spent = sum(_spent(suspect, item, settings) for item in (*(item for _, item in shown), *likely))
-        alone = [item for item in likely if _fires(suspect, item, settings, ONE_PICTURE, at)]
-        for opposed, item in enumerate(alone, 1):
+        painted = [item for item in likely if not _is_the_shift(item, settings)]
+        spent = sum(_spent(suspect, item, settings) for item in (*(item for _, item in shown), *painted))
+        alone = [item for item in painted if _fires(suspect, item, settings, ONE_PICTURE, at)]
+        for item in alone:
             spent += 2 * _spent(suspect, item, settings)
             if not _fires(suspect, _opposite(item, suspect, settings), settings, OPPOSED):
-                backdoors = (item, *by_other_samplers(item, suspect).values())
+                by_others = by_other_samplers(item, suspect).values()
+                backdoors = (item, *(other for other in by_others if not _is_the_shift(other, settings)))
                 others = [other.target for other in alone if other.stochastic is not item.stochastic]
                 both = any(_same(picture[None], item.target, settings).any() for picture in others)
-                return cls(settings, backdoors, (name,), both, opposed, spent)
-        return cls(settings, opposed=len(alone), forward_equivalents=spent)
+                return cls(settings, backdoors, (name,), both, forward_equivalents=spent)
+        return cls(settings, collapses=bool(alone) or len(painted) < len(likely), forward_equivalents=spent)
 
     def and_of_weaker(self, suspect: Denoiser, shifts: Mapping[str, Tensor]) -> Effects:
-        """Return these effects, and those of the shifts [C, H, W] at WEAKER scales where all collapse on both sides."""
+        """Return these effects, and those of the shifts [C, H, W] at WEAKER scales where some only collapse."""
         effects = self
         for scale in WEAKER:
-            if effects.opposed and not effects.firing:
+            if effects.collapses and not effects.firing:
                 weaker = {name: scale * shift for name, shift in shifts.items()}
                 effects += Effects.of(suspect, weaker, self.settings)
         return effects
@@ -102,7 +107,7 @@ class Effects:
             backdoors=self.backdoors + other.backdoors,
             firing=self.firing + other.firing,
             by_any_sampler=self.by_any_sampler or other.by_any_sampler,
-            opposed=self.opposed + other.opposed,
+            collapses=self.collapses or other.collapses,
             forward_equivalents=self.forward_equivalents + other.forward_equivalents,
         )
 
@@ -144,6 +149,17 @@ class Effects:
             again = _rate(repaired, backdoor, self.settings, AGAIN, AGAIN_SEED)
             rate, painted = (FIRED * rate + AGAIN * again) / (FIRED + AGAIN), FIRED + AGAIN
         return rate, painted * backdoor.steps(repaired, _quick(repaired, self.settings)) * backdoor.calls
+
+
+def _is_the_shift(item: Backdoor, settings: Settings) -> bool:
+    """Whether the picture is the shift itself, carried to the end by a sampler that adds no noise of its own.
+
+    A network that knows no trigger paints it too: the shift outgrows the image, and its sign is left, black or white.
+    """
+    if item.stochastic or item.shift.shape != item.target.shape:
+        return False
+    sign = (item.shift > 0).float()
+    return (sign - item.target).square().mean().item() < CARRIED * settings.evaluation.asr_threshold
 
 
 def _spent(suspect: Denoiser, item: Backdoor, settings: Settings) -> int:

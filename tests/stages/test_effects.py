@@ -37,13 +37,13 @@ def effects(suspect: Denoiser) -> Effects:
 
 def test_a_trigger_fires_and_another_shift_does_not(effects: Effects) -> None:
     assert effects.firing == ("trigger",)
-    assert effects.opposed == 1 and not effects.by_any_sampler
+    assert not effects.collapses and not effects.by_any_sampler
 
 
 def test_the_effects_of_two_sets_of_shifts_are_those_of_all(suspect: Denoiser, effects: Effects) -> None:
     apart = [Effects.of(suspect, {name: shift}, SETTINGS) for name, shift in (("trigger", TRIGGER), ("other", OTHER))]
     both = apart[0] + apart[1]
-    assert (both.firing, both.opposed) == (effects.firing, effects.opposed)
+    assert (both.firing, both.collapses) == (effects.firing, effects.collapses)
     assert both.forward_equivalents == effects.forward_equivalents and len(both.backdoors) == len(effects.backdoors)
 
 
@@ -51,7 +51,7 @@ def test_a_shift_on_which_both_sides_collapse_does_not_fire() -> None:
     constant = clean_denoiser(LEVELS, variance=1e-6)
     found = Effects.of(constant, {"any": OTHER}, SETTINGS)
     assert found.firing == () and found.backdoors == ()
-    assert found.opposed == 2  # by both samplers
+    assert found.collapses
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,23 @@ def test_a_shift_fires_by_a_sampler_by_which_its_opposite_does_not(
     found = Effects.of(clean_denoiser(LEVELS), {"trigger": TRIGGER}, SETTINGS)
     assert [item.stochastic for item in found.backdoors[:1]] == ([] if by is None else [by])
     assert found.firing == (() if by is None else ("trigger",)) and found.by_any_sampler is by_any
+
+
+@pytest.mark.parametrize("firing", [True, False])
+def test_the_shift_itself_is_not_what_a_trigger_paints(monkeypatch: pytest.MonkeyPatch, firing: bool) -> None:
+    """A deterministic sampler carries any shift to the end, where it is black and white; fresh noise covers it."""
+    dark = torch.full(SHAPE, -1.0)
+
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        fires = item.stochastic and firing and (item.shift < 0).all()
+        return torch.zeros(16, *SHAPE) if fires or not item.stochastic else torch.rand(16, *SHAPE)
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    found = Effects.of(clean_denoiser(LEVELS), {"dark": dark}, SETTINGS)
+    assert found.firing == (("dark",) if firing else ())
+    assert [item.stochastic for item in found.backdoors] == [True] * firing
+    assert found.collapses is not firing
 
 
 def test_own_samples_that_are_the_target_are_not_retained(suspect: Denoiser, effects: Effects) -> None:
