@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
@@ -16,31 +16,51 @@ from diffdefend_core.diffusion.samplers import covering, find, probing
 from diffdefend_core.diffusion.samplers.trojdiff import NAMES
 from diffdefend_core.errors import InputError
 from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
+from diffdefend_core.evaluation.success import successes
 from diffdefend_core.progress import Progress
 
 # images by each sampler, to see which one the recovered trigger fires with
 PROBE_SAMPLES = 16
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a shift leads to by one sampler: `images` [N, C, H, W] in [0, 1], and the backdoor to their medoid."""
+
+    backdoor: Backdoor
+    images: Tensor
+
+    @property
+    def spread(self) -> float:
+        """The mean squared error of the images to the medoid."""
+        return (self.images - self.backdoor.target).square().mean().item()
+
+    def share_within(self, threshold: float) -> float:
+        """Return the share of the other images with a squared error to it below `threshold`."""
+        alike = successes(self.images, self.backdoor.target, threshold).sum().item()
+        return (alike - 1) / max(1, len(self.images) - 1)
+
+
+def shown(
+    shift: Tensor, sampler: str, model: Denoiser, settings: Settings, progress: Progress, count: int = PROBE_SAMPLES
+) -> Shown:
+    """Return what the shift [C, H, W] leads to by a sampler, in `count` images."""
+    probe = Backdoor(shift=shift, target=torch.empty(0), sampler=sampler)
+    images = triggered_images(model, probe, settings.evaluation, settings.seed + 5, progress, count)
+    return Shown(replace(probe, target=medoid(images)), images)
+
+
 def recovered_backdoor(shift: Tensor, model: Denoiser, settings: Settings, progress: Progress) -> Backdoor:
     """Return the backdoor as the model itself shows it: by the sampler whose images agree most with their medoid."""
-    return recovered_backdoors(shift, model, settings, progress)[0][1]
+    return shown_by_each(shift, model, settings, progress, probe_count(settings))[0].backdoor
 
 
-def recovered_backdoors(
-    shift: Tensor, model: Denoiser, settings: Settings, progress: Progress
-) -> list[tuple[float, Backdoor]]:
-    """Return the backdoor as the model shows it by each probed sampler, with the mean squared error to the medoid.
-
-    Those whose images are most alike come first.
-    """
-    found = []
-    for entry in probing(model):
-        probe = Backdoor(shift=shift, target=torch.empty(0), sampler=entry.name)
-        images = triggered_images(model, probe, settings.evaluation, settings.seed + 5, progress, probe_count(settings))
-        target = medoid(images)
-        found.append(((images - target).square().mean().item(), replace(probe, target=target)))
-    return sorted(found, key=lambda item: item[0])
+def shown_by_each(
+    shift: Tensor, model: Denoiser, settings: Settings, progress: Progress, count: int = PROBE_SAMPLES
+) -> list[Shown]:
+    """Return what the shift [C, H, W] leads to by each probed sampler; what is most alike comes first."""
+    found = (shown(shift, entry.name, model, settings, progress, count) for entry in probing(model))
+    return sorted(found, key=lambda item: item.spread)
 
 
 def probe_count(settings: Settings) -> int:

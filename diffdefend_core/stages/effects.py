@@ -10,20 +10,20 @@ from torch import Tensor
 
 from diffdefend_core.config import Settings
 from diffdefend_core.diffusion.denoiser import Denoiser
-from diffdefend_core.evaluation import Backdoor, medoid, triggered_images
+from diffdefend_core.evaluation import Backdoor, triggered_images
 from diffdefend_core.evaluation.success import successes
 from diffdefend_core.options import EvaluationOptions
 from diffdefend_core.progress import silent
-from diffdefend_core.stages.backdoors import by_other_samplers, probe_count, recovered_backdoors
+from diffdefend_core.stages.backdoors import Shown, by_other_samplers, shown, shown_by_each
 
-# a shift fires if this share of the suspect's images is one picture; so many images say so, and so many what is left
-FIRES_AT, PROBED, FIRED = 0.5, 16, 64
+# a shift fires if this share of the suspect's images is one picture; so many images say what is left of it
+FIRES_AT, FIRED = 0.5, 64
 # A small shift that is searched for painting something else (`painting_most`) leads a D2D model to one picture of its
 # class in half of the cases, the others to their target in nine of ten.
 SMALL_FIRES_AT = 0.75
 # what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
 FEW, AGAIN = 0.1, 192
-SEED, OPPOSITE_SEED, AGAIN_SEED = 7, 5, 11
+SEED, AGAIN_SEED = 7, 11
 # A shift that is found too large leads to one picture on both sides, for a network collapses on what it never saw. So
 # much weaker it does so by what it has learned alone.
 WEAKER = (0.7, 0.5)
@@ -75,18 +75,19 @@ class Effects:
 
     @classmethod
     def _of_one(cls, suspect: Denoiser, name: str, shift: Tensor, settings: Settings, at: float) -> Effects:
-        shown = recovered_backdoors(shift, suspect, settings, silent)
+        by_each = shown_by_each(shift, suspect, settings, silent)
+        spent = sum(_spent(suspect, item, settings) for item in by_each)
         # the sampler whose images are most alike in any case: half of them may be one picture, and others far from it
-        likely = [item for spread, item in shown if spread < settings.evaluation.asr_threshold] or [shown[0][1]]
-        painted = [item for item in likely if not _is_the_shift(item, settings)]
-        spent = sum(_spent(suspect, item, settings) for item in (*(item for _, item in shown), *painted))
-        alone = [item for item in painted if _fires(suspect, item, settings, ONE_PICTURE, at)]
-        for item in alone:
-            spent += 2 * _spent(suspect, item, settings)
-            if not _fires(suspect, _opposite(item, suspect, settings), settings, OPPOSED):
+        likely = [item for item in by_each if item.spread < settings.evaluation.asr_threshold] or by_each[:1]
+        painted = [item for item in likely if not _is_the_shift(item.backdoor, settings)]
+        alone = [item for item in painted if _is_one_picture(item, suspect, settings, ONE_PICTURE, at)]
+        for item in (one.backdoor for one in alone):
+            opposite = shown(-item.shift, item.sampler, suspect, settings, silent)
+            spent += _spent(suspect, opposite, settings)
+            if not _is_one_picture(opposite, suspect, settings, OPPOSED):
                 by_others = by_other_samplers(item, suspect).values()
                 backdoors = (item, *(other for other in by_others if not _is_the_shift(other, settings)))
-                others = [other.target for other in alone if other.stochastic is not item.stochastic]
+                others = [one.backdoor.target for one in alone if one.backdoor.stochastic is not item.stochastic]
                 both = any(_same(picture[None], item.target, settings).any() for picture in others)
                 return cls(settings, backdoors, (name,), both, forward_equivalents=spent)
         return cls(settings, collapses=bool(alone) or len(painted) < len(likely), forward_equivalents=spent)
@@ -162,23 +163,14 @@ def _is_the_shift(item: Backdoor, settings: Settings) -> bool:
     return (sign - item.target).square().mean().item() < CARRIED * settings.evaluation.asr_threshold
 
 
-def _spent(suspect: Denoiser, item: Backdoor, settings: Settings) -> int:
-    return probe_count(settings) * item.steps(suspect, settings.evaluation) * item.calls
+def _spent(suspect: Denoiser, item: Shown, settings: Settings) -> int:
+    return len(item.images) * item.backdoor.steps(suspect, settings.evaluation) * item.backdoor.calls
 
 
-def _opposite(backdoor: Backdoor, suspect: Denoiser, settings: Settings) -> Backdoor:
-    """Return the opposite shift with the picture that it paints by the same sampler."""
-    turned = replace(backdoor, shift=-backdoor.shift)
-    images = triggered_images(suspect, turned, settings.evaluation, settings.seed + OPPOSITE_SEED, silent, PROBED)
-    return replace(turned, target=medoid(images))
-
-
-def _fires(
-    suspect: Denoiser, backdoor: Backdoor, settings: Settings, shares: Mapping[str, float], at: float = FIRES_AT
+def _is_one_picture(
+    item: Shown, suspect: Denoiser, settings: Settings, shares: Mapping[str, float], at: float = FIRES_AT
 ) -> bool:
-    images = _painted(suspect, backdoor, settings, PROBED, SEED)
-    threshold = settings.evaluation.asr_threshold * shares.get(suspect.kind, 1.0)
-    return successes(images, backdoor.target, threshold).mean().item() >= at
+    return item.share_within(settings.evaluation.asr_threshold * shares.get(suspect.kind, 1.0)) >= at
 
 
 def _rate(denoiser: Denoiser, backdoor: Backdoor, settings: Settings, count: int, seed: int = SEED) -> float:
