@@ -228,6 +228,24 @@ def test_a_shift_that_is_too_large_is_fired_at_smaller_scales(
     assert len(scales) == {1.0: 1, 0.7: 2, 0.5: 3}.get(fires_at or 0, 1 if collapsing_at is None else 3)
 
 
+@pytest.mark.parametrize(("alike", "fires"), [(16, True), (13, True), (10, False)])
+def test_half_of_the_images_is_not_enough_of_a_weaker_shift(
+    monkeypatch: pytest.MonkeyPatch, alike: int, fires: bool
+) -> None:
+    def paint(model: Denoiser, item: Backdoor, *_: object) -> Tensor:
+        scale = (item.shift / TRIGGER).mean().item()
+        images = torch.zeros(16, *SHAPE)
+        return (
+            images if abs(scale) == 1 else torch.cat([images[: alike if scale > 0 else 1], torch.rand(16, *SHAPE)])[:16]
+        )
+
+    for module in (effects_module, backdoors):
+        monkeypatch.setattr(module, "triggered_images", paint)
+    suspect = small_of("flow")
+    found = Effects.of(suspect, {"trigger": TRIGGER}, SETTINGS).and_of_weaker(suspect, {"trigger": TRIGGER})
+    assert found.firing == (("trigger",) if fires else ())
+
+
 def test_every_evaluation_is_counted(suspect: Denoiser) -> None:
     seen: list[int] = []
     handle = suspect.network.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
