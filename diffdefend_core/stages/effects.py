@@ -19,8 +19,8 @@ from diffdefend_core.stages.backdoors import Shown, by_other_samplers, shown, sh
 # a shift fires if this share of the suspect's images is one picture; so many images say what is left of it
 FIRES_AT, FIRED = 0.5, 64
 # A small shift that is searched for painting something else (`painting_most`) leads a D2D model to one picture of its
-# class in half of the cases, the others to their target in nine of ten. Nor is half
-# enough of a found one made weaker: of what a clean autoencoder paints it may be one picture as well.
+# class in half of the cases, the others to their target in nine of ten. Nor is half enough of a found one made weaker:
+# of what a clean autoencoder paints it may be one picture as well.
 SMALL_FIRES_AT = 0.75
 # what fires in some of those, but in few, is fired so often again: one of 64 says little of one in a hundred
 FEW, AGAIN = 0.1, 192
